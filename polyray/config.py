@@ -1,0 +1,428 @@
+"""What is asked for: one frozen object per config file, in two halves.
+
+Which question it answers: *which sweep is this?* `science` decides every number and is hashed into the run_id;
+`execution` decides where and how fast, and never changes a result. Place in the flow: a leaf; `cli.py` loads it,
+every stage reads its own section. The environment is never read here.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from polyray.errors import ConfigError, nearest
+
+Device = Literal["cpu", "cuda"]
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+class Section(BaseModel):
+    """One section of a config: frozen, no unknown keys, attribute docstrings are the field documentation."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class SubjectConfig(Section):
+    """The network under study and the neurons that are read out of it."""
+
+    name: str | None = None
+    """`efficientnet_lite0`, `torchvision:<model>` or `timm:<model>`; leave out when `factory` is given."""
+    factory: str | None = None
+    """`package.module:function` returning a torch module, for a network of your own."""
+    factory_args: dict[str, Any] = {}
+    """Keyword arguments of the factory."""
+    weights: str = "default"
+    """`default` (the package's or the enum's default), a torchvision enum name, a local `.pth` or `.safetensors`
+    file, or `none` for untrained weights (the run says so loudly)."""
+    layers: Literal["census", "block_outputs"] | list[str] = "block_outputs"
+    """A named set, or layer names with `*` wildcards. `census` is every convolution or MLP that ends in an
+    activation and every block output; `block_outputs` the block outputs alone."""
+    neurons: dict[str, list[Annotated[int, Field(ge=0)]]] | str | None = None
+    """Optional choice of neurons: lists of indices by layer, or a JSON or YAML file with the same."""
+    input_px: int = Field(224, ge=8, le=2048)
+    """Side of the square input in pixels."""
+    resize: Literal["crop", "stretch"] = "crop"
+    """`crop` scales the short side to input_px and cuts the centre, `stretch` ignores the aspect ratio."""
+    mean: tuple[float, float, float] | None = None
+    """Mean subtracted from RGB in [0, 1]; by default the one that the weights were trained with."""
+    std: tuple[float, float, float] | None = None
+    """Standard deviation that RGB is divided by; by default the one that the weights were trained with."""
+    dtype: Dtype = "float32"
+    """Floating point of the subject's forward pass; part of the run's identity."""
+    micro_batch: int = Field(32, ge=1, le=4096)
+    """Images per forward pass. Fixed, the last one padded, since batch size changes the last bits."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "SubjectConfig":
+        if (self.name is None) == (self.factory is None):
+            raise ValueError("give either subject.name or subject.factory, not both and not neither")
+        return self
+
+
+class TinyImageNet(Section):
+    """Tiny-ImageNet in its original layout."""
+
+    kind: Literal["tiny_imagenet"]
+    path: str = "data/tiny-imagenet-200.zip"
+    """The unpacked folder or the zip file itself."""
+    split: Literal["val", "train"] = "val"
+    """Which split: 10,000 validation or 100,000 training images."""
+    download: bool = False
+    """Fetch the zip to `path` and check it when it is not there."""
+    limit: int | None = Field(None, ge=1)
+    """Only so many images, spread evenly over the sorted list; all by default."""
+
+
+class ImageFolder(Section):
+    """A folder of images with one sub-folder a class."""
+
+    kind: Literal["folder"]
+    path: str
+    """The folder; its sub-folders' names are the labels."""
+    limit: int | None = Field(None, ge=1)
+    """Only so many images, spread evenly over the sorted list; all by default."""
+
+
+class ImageTable(Section):
+    """A Parquet or Arrow table with image bytes and labels."""
+
+    kind: Literal["table"]
+    path: str
+    """A `.parquet`, `.arrow` or `.feather` file, or a folder of Parquet files."""
+    image_column: str = "image"
+    """Column with encoded image bytes (or a struct with a `bytes` field, as Hugging Face writes it)."""
+    label_column: str = "label"
+    """Column with the label, text or integer."""
+    limit: int | None = Field(None, ge=1)
+    """Only so many images, spread evenly over the rows; all by default."""
+
+
+class Generated(Section):
+    """Procedurally drawn textures and shapes, from a seed; needs no data at all."""
+
+    kind: Literal["generated"]
+    n_classes: int = Field(48, ge=2, le=48)
+    """How many of the drawn classes."""
+    n_per_class: int = Field(40, ge=1, le=10_000)
+    """Images drawn of each class."""
+    image_px: int = Field(96, ge=64, le=128)
+    """Side of the drawn images in pixels."""
+    seed: int = Field(0, ge=0)
+    """Seed of the drawing."""
+
+
+ProbeConfig = Annotated[TinyImageNet | ImageFolder | ImageTable | Generated, Field(discriminator="kind")]
+
+
+class OpenClip(Section):
+    """An open_clip model: one space for geometry and names. The reference encoder."""
+
+    kind: Literal["open_clip"]
+    model: str = "ViT-B-32-quickgelu"
+    """open_clip's model name; OpenAI's ViT-B/32 weights want the quickgelu variant."""
+    pretrained: str = "openai"
+    """A pretrained tag, a local weights file, or `none` for untrained weights (the run says so loudly)."""
+    template: str = "{}"
+    """How a prompt becomes a sentence, for instance `a photo of {}`."""
+    dtype: Dtype = "float32"
+    """Floating point of the encoder's forward pass."""
+    micro_batch: int = Field(64, ge=1, le=4096)
+    """Patches per forward pass, the last one padded."""
+
+
+class StandIn(Section):
+    """The encoder for machines that cannot reach CLIP's weights: classifier features and ConSE names."""
+
+    kind: Literal["standin"]
+    input_px: int = Field(128, ge=32, le=512)
+    """Side to which patches are resized before EfficientNet-Lite0 encodes them."""
+    top_classes: int = Field(10, ge=1, le=1000)
+    """How many of the classifier's top classes enter the ConSE mean."""
+    dtype: Dtype = "bfloat16"
+    """Floating point of the encoder's forward pass."""
+    micro_batch: int = Field(64, ge=1, le=4096)
+    """Patches per forward pass, the last one padded."""
+
+
+EncoderConfig = Annotated[OpenClip | StandIn, Field(discriminator="kind")]
+
+
+class MineConfig(Section):
+    """Which examples stand for a neuron."""
+
+    K: int = Field(100, ge=4, le=10_000)
+    """Top examples that are clustered."""
+    K_keep: int = Field(200, ge=4, le=10_000)
+    """Top examples that are kept and embedded, for scoring again with another K."""
+    k_min: int = Field(20, ge=4)
+    """Fewest examples with which a neuron is scored."""
+
+    @model_validator(mode="after")
+    def _order(self) -> "MineConfig":
+        if not self.k_min <= self.K <= self.K_keep:
+            raise ValueError(f"k_min <= K <= K_keep must hold, got {self.k_min}, {self.K}, {self.K_keep}")
+        return self
+
+
+class ExtractConfig(Section):
+    """Which part of an image a position of a layer sees."""
+
+    window: Literal["effective", "theoretical"] = "effective"
+    """`effective`: central box with a share of the input-gradient energy; `theoretical`: receptive field."""
+    energy: float = Field(0.9, gt=0, lt=1)
+    """Share of the energy in the box that is embedded."""
+    swap_energy: float = Field(0.5, gt=0, lt=1)
+    """Share of the energy in the box that is swapped."""
+    n_sample: int = Field(32, ge=1, le=4096)
+    """Images on which the energy is measured, once per layer."""
+    thumbnails: bool = True
+    """Store 64 px JPEG thumbnails of each cluster's prototypes, so that reports need no probe set."""
+
+
+class EmbedConfig(Section):
+    """What is embedded beside the neurons' own examples."""
+
+    n_pool: int = Field(5000, ge=4, le=1_000_000)
+    """Distinct images in each layer's pool, each cut at the peak of a random neuron of the layer."""
+
+
+class ClusterConfig(Section):
+    """k-means on the unit vectors of a neuron's examples."""
+
+    k_range: tuple[int, int] = (2, 6)
+    """Smallest and largest number of clusters tried; the one of highest mean silhouette is kept."""
+    n_init: int = Field(4, ge=1, le=100)
+    """k-means++ restarts for every k."""
+    max_iter: int = Field(50, ge=1, le=1000)
+    """Most Lloyd iterations of a restart."""
+
+    @model_validator(mode="after")
+    def _order(self) -> "ClusterConfig":
+        if not 2 <= self.k_range[0] <= self.k_range[1]:
+            raise ValueError(f"2 <= k_range[0] <= k_range[1] must hold, got {list(self.k_range)}")
+        return self
+
+
+class CalibrateConfig(Section):
+    """Null draws, p-values and null neurons."""
+
+    B: int = Field(1000, ge=1, le=1_000_000)
+    """Null draws per component."""
+    alpha: float = Field(0.05, gt=0, lt=1)
+    """False discovery rate of the summary's discoveries."""
+    n_bootstrap: int = Field(1000, ge=10, le=100_000)
+    """Bootstrap resamples behind each AUROC's 95 % interval."""
+
+
+class NumericsConfig(Section):
+    """What makes floating point reproducible."""
+
+    device: Device = "cpu"
+    """Device class of every actor; results of different classes are never mixed in one OUT."""
+    threads: int = Field(1, ge=1, le=256)
+    """Threads per actor; another number may change last bits, so it belongs to the run's identity."""
+
+
+class Science(Section):
+    """Everything that decides a number."""
+
+    subject: SubjectConfig
+    probe: ProbeConfig
+    encoder: EncoderConfig
+    vocabulary: str = "builtin"
+    """`builtin` (1,000 ImageNet class names and about 600 attributes), or a text file with one prompt a line."""
+    seed: int = Field(0, ge=0, lt=2**32)
+    """Seed of the sweep; every random value is a function of it and of what the value is for."""
+    mine: MineConfig = MineConfig()
+    extract: ExtractConfig = ExtractConfig()
+    embed: EmbedConfig = EmbedConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    calibrate: CalibrateConfig = CalibrateConfig()
+    numerics: NumericsConfig = NumericsConfig()
+
+    @model_validator(mode="after")
+    def _enough_examples(self) -> "Science":
+        if self.mine.k_min <= self.cluster.k_range[1]:
+            raise ValueError(
+                f"mine.k_min must be above cluster.k_range[1], got {self.mine.k_min} and {self.cluster.k_range[1]}"
+            )
+        return self
+
+
+class PoolConfig(Section):
+    """One kind of actor: what each needs, and how many."""
+
+    num_cpus: float = Field(1, gt=0)
+    """CPU cores that Ray sets aside for each actor."""
+    num_gpus: float = Field(0, ge=0)
+    """GPUs that Ray sets aside for each actor; a share is allowed."""
+    memory_gb: float | None = Field(None, gt=0)
+    """Memory in GiB that Ray sets aside for each actor; none declared by default."""
+    min: int = Field(1, ge=1)
+    """Fewest actors; the run is refused where the cluster cannot hold them."""
+    max: int | None = Field(None, ge=1)
+    """Most actors; as many as the cluster holds by default."""
+    in_flight: int = Field(2, ge=1, le=64)
+    """Calls that may wait at one actor at a time."""
+
+    @model_validator(mode="after")
+    def _order(self) -> "PoolConfig":
+        if self.max is not None and self.max < self.min:
+            raise ValueError(f"min <= max must hold, got {self.min} and {self.max}")
+        return self
+
+
+class Execution(Section):
+    """Where and how fast; never changes a result."""
+
+    address: str | None = None
+    """Ray cluster; local Ray is started where none is given."""
+    subject: PoolConfig = PoolConfig()
+    """Actors that hold the subject and mine."""
+    encoder: PoolConfig = PoolConfig()
+    """Actors that hold the encoder and embed."""
+    scoring: PoolConfig = PoolConfig()
+    """Actors that cluster and calibrate."""
+    bundle_s: float = Field(5.0, gt=0, le=600)
+    """Target duration of one call in seconds: several small units travel together."""
+    object_store_gb: float = Field(0.5, gt=0)
+    """Object store of a local Ray in GiB; polyray sends receipts, not tensors, so little is needed."""
+
+
+class Config(Section):
+    """A whole config file."""
+
+    science: Science
+    execution: Execution = Execution()
+
+
+def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
+    """Reads a YAML config and applies `a.b=c` overrides (values parsed as YAML).
+
+    Raises:
+        ConfigError: the file is missing, not YAML, or holds an unknown key or a value out of bounds; the message
+            names the key and the nearest valid one.
+    """
+    path = Path(path)
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as e:
+        raise ConfigError(f"cannot read config {str(path)!r}: {e.strerror}. Give the path of a YAML file.") from e
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        raise ConfigError(f"{str(path)!r} is not YAML: {e}") from e
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{str(path)!r} must hold the sections 'science' and 'execution', got {type(raw).__name__}.")
+    for item in overrides or []:
+        _override(raw, item)
+    return parse_config(raw)
+
+
+def parse_config(raw: dict[str, Any]) -> Config:
+    """Validates a config given as nested dictionaries; raises `ConfigError` as `load_config` does."""
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as e:
+        raise ConfigError("config refused:\n" + "\n".join(_explain(err) for err in e.errors())) from e
+
+
+def _override(raw: dict[str, Any], item: str) -> None:
+    key, eq, value = item.partition("=")
+    if not eq or not key:
+        raise ConfigError(f"--set takes key=value with dots between sections, got {item!r}.")
+    *sections, last = key.strip().split(".")
+    node = raw
+    for section in sections:
+        child = node.setdefault(section, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"--set {item!r}: {section!r} is a value, not a section.")
+        node = child
+    try:
+        node[last] = yaml.safe_load(value)
+    except yaml.YAMLError as e:
+        raise ConfigError(f"--set {item!r}: the value is not YAML: {e}") from e
+
+
+def _explain(err: Any) -> str:
+    """One line for one pydantic error: dotted key, what is wrong, the nearest valid key."""
+    loc = [str(part) for part in err["loc"]]
+    where = ".".join(loc) or "config"
+    if err["type"] == "extra_forbidden":
+        return f"  {where}: unknown key.{nearest(loc[-1], _known_keys(loc[:-1]))}"
+    if err["type"] == "union_tag_invalid":
+        ctx = err["ctx"]
+        known = [t.strip().strip("'") for t in ctx["expected_tags"].split(",")]
+        return f"  {where}.kind: {ctx['tag']!r} is not known.{nearest(ctx['tag'], known)}"
+    got = err.get("input")
+    shown = "" if isinstance(got, (dict, BaseModel)) or err["type"] == "missing" else f", got {got!r}"
+    return f"  {where}: {err['msg']}{shown}."
+
+
+def _known_keys(loc: list[str]) -> list[str]:
+    """Keys valid at a dotted place; a discriminator's tag in the place picks the union's member."""
+    known: list[str] = []
+    pending: list[tuple[type[BaseModel], list[str]]] = [(Config, loc)]
+    while pending:
+        model, rest = pending.pop()
+        if not rest:
+            known += list(model.model_fields)
+            continue
+        field = model.model_fields.get(rest[0])
+        if field is None:
+            continue
+        members = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        models = [m for m in members if isinstance(m, type) and issubclass(m, BaseModel)]
+        if len(models) == 1:
+            pending.append((models[0], rest[1:]))
+        else:
+            tagged = [m for m in models if rest[1:] and rest[1] in _tags(m)]
+            pending += [(m, rest[2:]) for m in tagged]
+    return known
+
+
+def _tags(model: type[BaseModel]) -> tuple[str, ...]:
+    kind = model.model_fields.get("kind")
+    return () if kind is None else getattr(kind.annotation, "__args__", ())
+
+
+# What says where something lies, not what it is: its contents are digested instead.
+_LOCATORS: dict[str, Any] = {
+    "subject": {"weights", "neurons"},
+    "probe": {"path", "download"},
+    "encoder": {"pretrained"},
+    "vocabulary": True,
+}
+
+
+def identity(config: Config, contents: dict[str, str], schema_version: int) -> dict[str, Any]:
+    """What the run *is*, as flat `dotted key -> value`: the science half with contents in place of locations.
+
+    Args:
+        config: the resolved config.
+        contents: digests of what the locations hold (weights, probe set, encoder, vocabulary, neurons).
+        schema_version: version of the dataset's schema.
+
+    Returns:
+        A flat dictionary of JSON values; two runs are the same run exactly when it is equal.
+    """
+    flat = _flatten(config.science.model_dump(mode="json", exclude=_LOCATORS))
+    flat |= {f"contents.{name}": digest for name, digest in contents.items()}
+    return flat | {"schema_version": schema_version}
+
+
+def run_id(identity_fields: dict[str, Any]) -> str:
+    """16 hexadecimal digits of SHA-256 over the canonical JSON of `identity`."""
+    text = json.dumps(identity_fields, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _flatten(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in node.items():
+        if isinstance(value, dict) and value:
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
