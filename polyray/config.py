@@ -8,7 +8,7 @@ every stage reads its own section. The environment is never read here.
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -120,6 +120,9 @@ ProbeConfig = Annotated[TinyImageNet | ImageFolder | ImageTable | Generated, Fie
 class OpenClip(Section):
     """An open_clip model: one space for geometry and names. The reference encoder."""
 
+    same_space: ClassVar[bool] = True
+    standardise: ClassVar[bool] = False
+
     kind: Literal["open_clip"]
     model: str = "ViT-B-32-quickgelu"
     """open_clip's model name; OpenAI's ViT-B/32 weights want the quickgelu variant."""
@@ -135,6 +138,9 @@ class OpenClip(Section):
 
 class StandIn(Section):
     """The encoder for machines that cannot reach CLIP's weights: classifier features and ConSE names."""
+
+    same_space: ClassVar[bool] = False
+    standardise: ClassVar[bool] = True
 
     kind: Literal["standin"]
     input_px: int = Field(128, ge=32, le=512)

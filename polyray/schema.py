@@ -36,8 +36,10 @@ class Table:
 _i32, _i64, _f32, _f64, _str = pa.int32(), pa.int64(), pa.float32(), pa.float64(), pa.string()
 _half_vector = pa.list_(pa.float16())
 
-_BOX = tuple((c, pa.int16(), f"{d} of the box in pixels of the subject's input; right and bottom are exclusive")
-             for c, d in (("x0", "left"), ("y0", "top"), ("x1", "right"), ("y1", "bottom")))
+_BOX = tuple(
+    (c, pa.int16(), f"{d} of the box in pixels of the subject's input; right and bottom are exclusive")
+    for c, d in (("x0", "left"), ("y0", "top"), ("x1", "right"), ("y1", "bottom"))
+)
 
 _RAW = (
     ("S", _f64, "mean silhouette of the kept clustering, −1 to 1; null where not scored"),
@@ -166,6 +168,16 @@ TABLES: dict[str, Table] = {
             ("neuron",),
         ),
         Table(
+            "pool_peaks",
+            "Where a random neuron of the layer peaks in each image drawn for the pool.",
+            (
+                ("example", _i32, "image"),
+                ("neuron", _i32, "uniformly drawn neuron of the layer"),
+                ("position", _i32, "raster index of its peak in the image"),
+            ),
+            ("example",),
+        ),
+        Table(
             "pool",
             "Patches that stand for the layer: distinct images, each at the peak of a random neuron.",
             (
@@ -193,6 +205,17 @@ TABLES: dict[str, Table] = {
                 ("text", _half_vector, "text-aligned vector for names and D; null where it is the geometry vector"),
             ),
             ("patch_id",),
+        ),
+        Table(
+            "vocabulary",
+            "The prompts that clusters are named by.",
+            (
+                ("prompt_idx", _i32, "index of the prompt"),
+                ("prompt", _str, "the prompt as listed"),
+                ("embedding", pa.list_(_f32), "unit text embedding"),
+            ),
+            ("prompt_idx",),
+            by_layer=False,
         ),
         Table(
             "examples",

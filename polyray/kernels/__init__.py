@@ -1,0 +1,1 @@
+"""Pure batched tensor mathematics: no Ray, no models, no paths. Each file holds one idea."""

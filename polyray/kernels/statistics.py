@@ -1,0 +1,161 @@
+"""From raw scores and null draws to z, p, q and AUROC.
+
+Which question it answers: *how far beyond chance is this, and how sure is that?* Place in the flow: calibrate,
+summarise. All of it in float64. Source: method of arXiv 2508.16950, section 3.6, with p and q added.
+"""
+
+import math
+from functools import lru_cache
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from polyray.kernels import random
+
+CONSTANT_STD = 1e-6
+"""Below this standard deviation a null is constant and the component says nothing."""
+TIE = 1e-9
+"""A null draw this close below the raw score counts as reaching it."""
+
+
+_CHUNK = 500_000
+"""Random numbers drawn at a time: bounds the working memory of a bootstrap to about 100 MB."""
+
+
+def z_score(raw: Float[Tensor, "*n"], mean: Float[Tensor, "*n"], std: Float[Tensor, "*n"]) -> Float64[Tensor, "*n"]:
+    """(raw − mean) / std in float64; 0 where the null is constant (std < 1e-6)."""
+    raw, mean, std = (t.double() for t in (raw, mean, std))
+    return torch.where(std < CONSTANT_STD, 0.0, (raw - mean) / std.clamp(min=CONSTANT_STD))
+
+
+def moments(null: Float[Tensor, "*g B"]) -> tuple[Float64[Tensor, "*g"], Float64[Tensor, "*g"]]:
+    """Mean and standard deviation (denominator B) over the last axis; NaN where B is 0."""
+    null = null.double()
+    return null.mean(-1), null.std(-1, correction=0)
+
+
+def p_value(raw: Float[Tensor, " G"], null: Float[Tensor, " B"] | Float[Tensor, "G B"]) -> Float64[Tensor, " G"]:
+    """One-sided p with the add-one estimator, (1 + #{null >= raw − 1e-9}) / (B + 1).
+
+    Args:
+        raw: scores.
+        null: draws shared by all scores, or one row a score.
+
+    Returns:
+        p in [1/(B+1), 1]; 1 where the null is constant (std < 1e-6) or empty; NaN where the score is.
+    """
+    raw, null = raw.double(), null.double()
+    n_draws = null.shape[-1]
+    if n_draws == 0:
+        return torch.where(torch.isnan(raw), torch.nan, 1.0).double()
+    if null.ndim == 1:
+        ordered = null.sort().values
+        reached = n_draws - torch.searchsorted(ordered, raw - TIE, side="left")
+    else:
+        reached = (null >= (raw - TIE)[:, None]).sum(-1)
+    constant = null.std(-1, correction=0) < CONSTANT_STD
+    p = torch.where(constant, 1.0, (1.0 + reached.double()) / (n_draws + 1.0))
+    return torch.where(torch.isnan(raw), torch.nan, p)
+
+
+def log_psi(z_s: Float[Tensor, "*n"], z_q: Float[Tensor, "*n"], z_d: Float[Tensor, "*n"]) -> Float64[Tensor, "*n"]:
+    """log of PSI = sum of log sigmoid(z), float64: keeps the ranking where the product saturates at 1."""
+    return sum(
+        (torch.nn.functional.logsigmoid(z.double()) for z in (z_q, z_d)),
+        start=torch.nn.functional.logsigmoid(z_s.double()),
+    )
+
+
+def conjunctive_p(p: Float[Tensor, "*n c"]) -> Float64[Tensor, "*n"]:
+    """Intersection-union p over the last axis, the largest: super-uniform under the null, not uniform."""
+    return p.double().amax(-1)
+
+
+def benjamini_hochberg(p: Float[Tensor, " n"]) -> Float64[Tensor, " n"]:
+    """False-discovery q-values; NaN entries are left out of the family and stay NaN.
+
+    Source: Benjamini & Hochberg 1995.
+    """
+    p = p.double()
+    q = torch.full_like(p, torch.nan)
+    tested = torch.nonzero(~torch.isnan(p)).flatten()
+    m = len(tested)
+    if m == 0:
+        return q
+    order = tested[torch.argsort(p[tested], stable=True)]
+    ratio = p[order] * m / torch.arange(1, m + 1, dtype=torch.float64, device=p.device)
+    q[order] = ratio.flip(0).cummin(0).values.flip(0).clamp(max=1.0)
+    return q
+
+
+def benjamini_yekutieli(p: Float[Tensor, " n"]) -> Float64[Tensor, " n"]:
+    """q-values valid under any dependence: BH times the harmonic number of the family's size, at most 1.
+
+    Source: Benjamini & Yekutieli 2001.
+    """
+    m = int((~torch.isnan(p)).sum())
+    harmonic = math.fsum(1.0 / i for i in range(1, m + 1))
+    return (benjamini_hochberg(p) * harmonic).clamp(max=1.0)
+
+
+def auroc(positive: Float[Tensor, " a"], negative: Float[Tensor, " b"]) -> float:
+    """Probability that a positive score is above a negative one, ties counting half; NaN if either is empty."""
+    if not len(positive) or not len(negative):
+        return math.nan
+    ordered = negative.double().sort().values
+    below = torch.searchsorted(ordered, positive.double(), side="left")
+    not_above = torch.searchsorted(ordered, positive.double(), side="right")
+    return float((below + not_above).double().mean() / (2 * len(negative)))
+
+
+@lru_cache(maxsize=8)
+def _resample_counts(n: int, n_bootstrap: int, seed: int, side: int, words: tuple[int, ...]) -> Tensor:
+    """How often each of n scores is drawn in each resample, float64 [n_bootstrap, n].
+
+    The same for all scores of one comparison, so that it is kept.
+    """
+    counts = torch.zeros(n_bootstrap, n, dtype=torch.float64)
+    rows = max(1, _CHUNK // n)
+    for start in range(0, n_bootstrap, rows):
+        r = torch.arange(start, min(start + rows, n_bootstrap))[:, None]
+        u = random.uniform(seed, random.BOOTSTRAP, torch.arange(n)[None, :], 2 * r + side, *words)
+        drawn = (u * n).long().clamp(max=n - 1)
+        counts[start : start + rows].scatter_add_(1, drawn, torch.ones_like(u))
+    return counts
+
+
+def auroc_interval(
+    positive: Float[Tensor, " a"],
+    negative: Float[Tensor, " b"],
+    n_bootstrap: int,
+    seed: int,
+    *words: int,
+    level: float = 0.95,
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of `auroc`, both sides resampled.
+
+    Args:
+        positive: scores of the positive class.
+        negative: scores of the negative class.
+        n_bootstrap: resamples.
+        seed: the sweep's seed.
+        words: up to two counter words that name the interval.
+        level: coverage aimed at.
+
+    Returns:
+        (low, high); (NaN, NaN) if either side is empty.
+    """
+    a, b = len(positive), len(negative)
+    if not a or not b:
+        return math.nan, math.nan
+    ordered, place = negative.double().sort()
+    left = torch.searchsorted(ordered, positive.double(), side="left")
+    right = torch.searchsorted(ordered, positive.double(), side="right")
+    times_a = _resample_counts(a, n_bootstrap, seed, 0, words)
+    times_b = _resample_counts(b, n_bootstrap, seed, 1, words)
+    below = torch.cat([times_b.new_zeros(n_bootstrap, 1), times_b[:, place].cumsum(1)], dim=1)
+    values = (times_a * (below[:, left] + below[:, right])).sum(1) / (2.0 * a * b)
+    tail = (1 - level) / 2
+    low, high = torch.quantile(values, torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
+    return low, high

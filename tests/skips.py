@@ -1,0 +1,14 @@
+"""Every reason for which a test may be skipped, in one place."""
+
+from typing import NoReturn
+
+import pytest
+
+SKIPS = {
+    "research-data": "needs the research data beside the project (../shared/data)",
+}
+
+
+def skip(key: str) -> NoReturn:
+    """Skips the running test for a reason of the register."""
+    pytest.skip(SKIPS[key])
