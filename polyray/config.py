@@ -149,7 +149,7 @@ class StandIn(Section):
     """How many of the classifier's top classes enter the ConSE mean."""
     dtype: Dtype = "bfloat16"
     """Floating point of the encoder's forward pass."""
-    micro_batch: int = Field(64, ge=1, le=4096)
+    micro_batch: int = Field(16, ge=1, le=4096)
     """Patches per forward pass, the last one padded."""
 
 

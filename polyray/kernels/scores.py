@@ -66,13 +66,13 @@ def permuted_nmi(
         c, n_c = _codes(clusters[g])
         y, n_y = _codes(labels[g])
         one_hot = torch.nn.functional.one_hot(y, n_y).float()  # [n, L]
-        margins = [table[torch.bincount(m)].sum() for m in (c, y)]
+        of_c, of_y = (table[torch.bincount(m)].sum() for m in (c, y))
         width = max(1, _CHUNK_ELEMENTS // (n_c * max(n, n_y)))
         for b in range(0, n_draws, width):
             member = torch.nn.functional.one_hot(c[inverse[b : b + width]], n_c).float()  # [b, n, C]
             cells = member.transpose(1, 2).reshape(-1, n) @ one_hot  # [b·C, L], whole numbers
             joint = table[cells.round().long()].view(-1, n_c * n_y).sum(1)
-            out[g, b : b + width] = _nmi_from_sums(joint, *margins, n)
+            out[g, b : b + width] = _nmi_from_sums(joint, of_c, of_y, n)
     return out
 
 

@@ -1,0 +1,358 @@
+"""The command line: the only place that prints, exits or reads the environment.
+
+Place in the flow: the top. Exit codes: 0 done; 2 bad config or data, nothing written (for `plan`: infeasible);
+3 stopped with failed units, resumable; 4 `verify` found something; 130 interrupted, resumable.
+"""
+
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.table import Table
+
+from polyray.config import Config, load_config
+from polyray.errors import ConfigError, DataError, ModelError, PolyrayError, StageError, StoreError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="A census of the neurons of a network: which respond to several unrelated things, to which, how sure one "
+    "can be.",
+)
+
+OK, REFUSED, INCOMPLETE, DAMAGED, INTERRUPTED = 0, 2, 3, 4, 130
+
+ConfigPath = Annotated[
+    Path, typer.Argument(metavar="CONFIG", help="YAML file with the sections science and execution.")
+]
+OutPath = Annotated[str, typer.Argument(metavar="OUT", help="Folder of a dataset.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one machine-readable object on standard output.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="A.B=C", help="Override one key of the config, for instance science.seed=1."),
+]
+Address = Annotated[
+    str | None, typer.Option(help="Ray cluster; by default RAY_ADDRESS or the config's, else Ray is started here.")
+]
+
+
+def main() -> None:
+    """Entry point of the `polyray` command."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    app()
+
+
+def _console(as_json: bool = False) -> Console:
+    """Standard output for people; standard error where standard output is for machines."""
+    stream = sys.stderr if as_json else sys.stdout
+    width = None if stream.isatty() else 160
+    return Console(file=stream, width=width, highlight=False, soft_wrap=not stream.isatty())
+
+
+def _leave(error: Exception, code: int, as_json: bool) -> NoReturn:
+    kind = type(error).__name__
+    if as_json:
+        print(json.dumps({"error": kind, "message": str(error), "exit": code}))
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]{kind}:[/] {escape(str(error))}")
+    raise typer.Exit(code)
+
+
+def _guarded(call: Callable[[], int], as_json: bool) -> NoReturn:
+    """Runs a command and turns what it raises into its exit code."""
+    try:
+        code = call()
+    except (ConfigError, DataError, ModelError, StoreError) as e:
+        _leave(e, REFUSED, as_json)
+    except PolyrayError as e:
+        _leave(e, INCOMPLETE, as_json)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("interrupted; the same command goes on where this one stopped")
+        raise typer.Exit(INTERRUPTED) from None
+    raise typer.Exit(code)
+
+
+def _config(path: Path, overrides: list[str] | None, address: str | None) -> Config:
+    config = load_config(path, overrides)
+    address = address or config.execution.address or os.environ.get("RAY_ADDRESS") or None
+    return config.model_copy(update={"execution": config.execution.model_copy(update={"address": address})})
+
+
+@app.command()
+def run(
+    config: ConfigPath,
+    out: Annotated[str, typer.Option("--out", metavar="OUT", help="Folder of the dataset; resumed where it exists.")],
+    overrides: Set = None,
+    address: Address = None,
+    as_json: Json = False,
+) -> None:
+    """Run the sweep, or go on with what OUT already holds."""
+    _guarded(lambda: _run(_config(config, overrides, address), out, as_json), as_json)
+
+
+def _run(config: Config, out: str, as_json: bool) -> int:
+    # Imported here: the commands that only read a dataset start without Ray and torch.
+    from polyray.cluster import service
+    from polyray.cluster.resolve import resolve
+    from polyray.dataset import open as open_dataset
+    from polyray.report import figure, summary
+
+    console = _console(as_json)
+    started_s = time.monotonic()
+    resolved = resolve(config, str(Path(out).absolute()))
+    sweep = resolved.sweep
+    console.print(
+        f"[bold]polyray[/] {sweep.n_neurons:,} neurons in {len(sweep.layers)} layers, {sweep.n_images:,} images, "
+        f"into {escape(out)}"
+    )
+    for note in resolved.notes:
+        console.print(f"[bold yellow]note[/] {escape(note)}")
+    with service.cluster(config.execution), _Bars(console) as bars:
+        try:
+            outcome = service.run(resolved, bars.show, bars.say)
+        except StoreError as e:
+            # Before the first unit a store that refuses has written nothing; after it, the run can be resumed.
+            _leave(e, INCOMPLETE if bars.shown else REFUSED, as_json)
+        except StageError as e:
+            _leave(e, INCOMPLETE, as_json)
+    dataset = open_dataset(out)
+    records = summary.layer_table(dataset)
+    picture = figure.draw(dataset, Path(out) / "summary.png")
+    seconds = time.monotonic() - started_s
+    if as_json:
+        figures = {"run_id": outcome.run_id, "out": out, "seconds": seconds, "stage_seconds": outcome.seconds}
+        print(json.dumps(figures | {"picture": str(picture), "notes": resolved.notes, "layers": records}))
+    else:
+        _print_summary(console, records, config)
+        console.print(f"done in {_duration(seconds)}; run_id {outcome.run_id}")
+        console.print(f"at a glance: {escape(str(picture))}; the tables: polyray.open({escape(repr(out))})")
+    return OK
+
+
+def _print_summary(console: Console, records: list[dict[str, Any]], config: Config) -> None:
+    from polyray.report import summary
+
+    table = Table(*summary.COLUMNS, title="census", caption=_CAPTION, caption_justify="left", title_justify="left")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    table.columns[2].justify = "left"
+    for record in records:
+        table.add_row(*(escape(c) for c in summary.cells(record)), end_section=record["layer"] == records[-2]["layer"])
+    console.print(table)
+    alpha = config.science.calibrate.alpha
+    console.print(f"α = {alpha}, K = {config.science.mine.K}, B = {config.science.calibrate.B}")
+
+
+_CAPTION = (
+    "log ψ: median log_psi under specific (-2.08 at chance). AUROC of log_psi, real against null neurons: paper "
+    "against rotation, selective against pool, specific against one_concept. q < α: share of scored neurons called under "
+    "specific. null called: share of one_concept null neurons that the same threshold calls."
+)
+
+
+class _Bars:
+    """Progress per stage: bars with rate and estimate on a terminal, plain lines otherwise."""
+
+    PLAIN_EVERY_S = 10.0
+
+    def __init__(self, console: Console) -> None:
+        self.shown = False
+        self._console = console
+        self._live = console.is_terminal
+        self._bars = Progress(
+            TextColumn("{task.description:>10}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            console=console,
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self._last: dict[str, float] = {}
+
+    def __enter__(self) -> "_Bars":
+        if self._live:
+            self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def say(self, message: str) -> None:
+        """A line worth a person's attention."""
+        self._console.print(f"[bold yellow]note[/] {escape(message)}")
+
+    def show(self, stage: str, p: Any) -> None:
+        """How far a stage is."""
+        self.shown = True
+        ended = p.n_done + p.n_failed + p.n_quarantined
+        rate = f"{p.units_per_s:.2f} units/s" if p.units_per_s else ""
+        if p.eta_s is not None and ended < p.n_total:
+            rate += f", {_duration(p.eta_s)} left"
+        if p.n_failed + p.n_quarantined:
+            rate += f", {p.n_failed} failed, {p.n_quarantined} quarantined"
+        if self._live:
+            if stage not in self._tasks:
+                self._tasks[stage] = self._bars.add_task(stage, total=p.n_total, rate="")
+            self._bars.update(self._tasks[stage], completed=ended, rate=rate)
+            return
+        now_s = time.monotonic()
+        ended_now = ended == p.n_total
+        if (ended_now and self._last.get(stage) != float("inf")) or now_s - self._last.get(
+            stage, -1e9
+        ) > self.PLAIN_EVERY_S:
+            self._last[stage] = float("inf") if ended_now else now_s
+            self._console.print(f"{stage:>10} {ended}/{p.n_total} {rate}")
+
+
+def _duration(seconds: float) -> str:
+    minutes, s = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {s:02d} s" if minutes else f"{s} s"
+
+
+@app.command()
+def plan(config: ConfigPath, overrides: Set = None, address: Address = None, as_json: Json = False) -> None:
+    """Say what a sweep would be and cost; run nothing. Exit 2 when it could not run."""
+    _guarded(lambda: _plan(_config(config, overrides, address), as_json), as_json)
+
+
+def _plan(config: Config, as_json: bool) -> int:
+    from polyray.cluster import service
+    from polyray.cluster.estimate import estimate
+    from polyray.cluster.resolve import floor_note
+
+    e = estimate(config)
+    e.notes += floor_note(config, e.n_neurons)
+    if config.execution.address is None:
+        nodes = [service.this_machine()]
+    else:
+        with service.cluster(config.execution):
+            nodes = service.nodes()
+    e.problems += service.lacks(config.execution, nodes)
+    if as_json:
+        print(json.dumps({**asdict(e), "feasible": not e.problems}))
+    else:
+        _print_plan(_console(), e)
+    return REFUSED if e.problems else OK
+
+
+def _print_plan(console: Console, e: Any) -> None:
+    heads = ("layer", "neurons", "grid", "layout", "ends in", "ranked by", "receptive field")
+    table = Table(*heads, title=f"{e.n_neurons:,} neurons, {e.n_images:,} images", title_justify="left")
+    for x in e.layers:
+        receptive = "whole image" if x["receptive_px"] is None else f"{x['receptive_px']} px"
+        neurons = f"{x['neurons']}" if x["neurons"] == x["width"] else f"{x['neurons']} of {x['width']}"
+        table.add_row(
+            escape(x["layer"]), neurons, x["grid"], x["layout"], x["activation"] or "–", x["ranked_by"], receptive
+        )
+    console.print(table)
+    table = Table("stage", "units", "device-hours", title="work, at most", title_justify="left")
+    for stage, n in e.units.items():
+        hours = e.device_hours.get(stage)
+        table.add_row(stage, f"{n:,}", "–" if hours is None else f"{hours:.2f}")
+    table.add_section()
+    table.add_row("all", f"{sum(e.units.values()):,}", f"{sum(e.device_hours.values()):.2f}")
+    console.print(table)
+    console.print("device-hours: measured on this machine's device with one micro-batch of each model, one actor")
+    for title, sizes in (("memory of an actor", e.memory_gb), ("disk before compression, at most", e.disk_gb)):
+        console.print(title + ": " + ", ".join(f"{name} {size:.2f} GiB" for name, size in sizes.items()))
+    for note in e.notes:
+        console.print(f"[bold yellow]note[/] {escape(note)}")
+    for problem in e.problems:
+        console.print(f"[bold red]in the way[/] {escape(problem)}")
+
+
+@app.command()
+def status(
+    out: OutPath,
+    watch: Annotated[bool, typer.Option("--watch", help="Show again every two seconds until the sweep ends.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Say how far a sweep is, from its commit records alone."""
+    _guarded(lambda: _status(out, watch, as_json), as_json)
+
+
+def _status(out: str, watch: bool, as_json: bool) -> int:
+    from polyray.cluster.progress import progress
+
+    console = _console(as_json)
+    while True:
+        report = progress(out)
+        if as_json:
+            print(json.dumps(report))
+        else:
+            table = Table("stage", "units", "of", "actor-hours", title=f"run {report['run_id']}", title_justify="left")
+            for s in report["stages"]:
+                total = "?" if s["n_units"] is None else str(s["n_units"])
+                table.add_row(s["stage"], str(s["n_done"]), total, f"{s['seconds'] / 3600:.3f}")
+            console.print(table)
+            console.print("finished" if report["finished"] else f"{report['n_done']} units committed, not finished")
+        if not watch or report["finished"]:
+            return OK
+        time.sleep(2.0)
+
+
+@app.command()
+def verify(out: OutPath, as_json: Json = False) -> None:
+    """Read every byte of a dataset again. Exit 4 with the list when something is amiss."""
+    _guarded(lambda: _verify(out, as_json), as_json)
+
+
+def _verify(out: str, as_json: bool) -> int:
+    from polyray.cluster.progress import expected_units
+    from polyray.verify import verify as audit
+
+    report = audit(out, expected_units(out))
+    findings = {
+        name: getattr(report, name)
+        for name in ("missing_units", "missing_parts", "duplicates", "orphans", "mismatches", "unreadable")
+    }
+    if as_json:
+        print(json.dumps({"ok": report.ok, "n_parts": report.n_parts, "n_rows": report.n_rows, **findings}))
+        return OK if report.ok else DAMAGED
+    console = _console()
+    for name, lines in findings.items():
+        for line in lines[:50]:
+            console.print(f"[bold red]{name.replace('_', ' ')}[/] {escape(line)}")
+        if len(lines) > 50:
+            console.print(f"  … and {len(lines) - 50} more")
+    n_rows = ", ".join(f"{name} {n:,}" for name, n in report.n_rows.items())
+    console.print(f"{report.n_parts:,} parts read again; rows: {n_rows}")
+    console.print("[bold green]whole[/]" if report.ok else "[bold red]not whole[/]")
+    return OK if report.ok else DAMAGED
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Say what this machine has: versions, devices, Ray, which weights and probe sets are reachable."""
+    _guarded(lambda: _doctor(as_json), as_json)
+
+
+def _doctor(as_json: bool) -> int:
+    from polyray.doctor import examine
+
+    findings = examine(os.environ)
+    if as_json:
+        print(json.dumps(findings))
+        return OK
+    console = _console()
+    for title, facts in findings.items():
+        table = Table("what", "found", title=title, title_justify="left")
+        for name, value in facts.items():
+            table.add_row(escape(str(name)), escape(str(value)))
+        console.print(table)
+    return OK
+
+
+if __name__ == "__main__":
+    main()

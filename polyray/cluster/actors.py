@@ -1,0 +1,46 @@
+"""Actors: Ray's side of the workers, as thin as can be.
+
+Place in the flow: the service starts them, each pins one model, does the units that the dispatcher picked, and
+returns receipts, never tensors.
+"""
+
+from collections.abc import Sequence
+
+import ray
+
+from polyray.cluster.plan import Actor, Sweep, Work
+from polyray.cluster.work import WORKERS, Failed, Worker
+from polyray.config import PoolConfig
+from polyray.records import Receipt
+
+_GIB = 1024**3
+
+
+class WorkerActor:
+    """One worker in a process of its own."""
+
+    def __init__(self, kind: Actor, sweep: Sweep) -> None:
+        self._worker: Worker = WORKERS[kind](sweep)
+
+    def ready(self) -> bool:
+        """Answers once the model is loaded and checked."""
+        return True
+
+    def run(self, units: Sequence[Work]) -> list[Receipt | Failed]:
+        """Does the units of one call."""
+        return self._worker.run(units)
+
+
+def start(kind: Actor, sweep_ref: ray.ObjectRef, pool: PoolConfig, env: dict[str, str]) -> ray.actor.ActorHandle:
+    """Asks Ray for an actor; it never restarts by itself, since the dispatcher decides what a death means."""
+    options = {
+        "num_cpus": pool.num_cpus,
+        "num_gpus": pool.num_gpus,
+        "max_restarts": 0,
+        "max_task_retries": 0,
+        "max_concurrency": 1,
+        "runtime_env": {"env_vars": env},
+    }
+    if pool.memory_gb is not None:
+        options["memory"] = int(pool.memory_gb * _GIB)
+    return ray.remote(WorkerActor).options(**options).remote(kind, sweep_ref)

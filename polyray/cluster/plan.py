@@ -1,0 +1,202 @@
+"""Plan: which units of work does a sweep consist of?
+
+Place in the flow: between the config and the dispatcher; knows no Ray. Units are fixed by the science half and by
+what earlier stages committed, never by how many actors there are, so that a unit's key means the same work in every
+run. A unit is a pure function of the run and its key.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+from urllib.parse import quote
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polyray.config import Config, Science
+from polyray.schema import NULL_KINDS, SHARED_LAYER
+from polyray.store import Store
+
+if TYPE_CHECKING:
+    from polyray.models.readouts import LayerInfo
+
+Actor = Literal["subject", "encoder", "scoring"]
+
+STAGES: dict[str, Actor] = {
+    "index": "subject",
+    "window": "subject",
+    "mine": "subject",
+    "merge": "subject",
+    "extract": "subject",
+    "embed": "encoder",
+    "cluster": "scoring",
+    "draw": "scoring",
+    "calibrate": "scoring",
+    "summarise": "scoring",
+}
+"""Every stage in order, and the kind of actor that runs it. A stage starts when the one before has ended; reduce
+units run where the units before them ran, so that a sweep starts each kind of actor once."""
+
+# Sizes of units. Each takes a few seconds on one core of 2026, well below the 30 s in which a spot node drains.
+INDEX_IMAGES = 2048
+MINE_IMAGES = 256
+EMBED_PATCHES = 2048
+CLUSTER_NEURONS = 64
+DRAWS = 256
+
+
+@dataclass(frozen=True)
+class Work:
+    """One unit of work."""
+
+    stage: str
+    layer: str | None = None
+    kind: str | None = None
+    n_used: int | None = None
+    start: int | None = None
+    stop: int | None = None
+
+    @property
+    def key(self) -> str:
+        """Stable key: stage, layer, kind, size, range."""
+        parts = [self.stage]
+        parts += [quote(self.layer, safe="")] if self.layer is not None else []
+        parts += [self.kind] if self.kind is not None else []
+        parts += [f"n{self.n_used}"] if self.n_used is not None else []
+        parts += [f"{self.start:07d}-{self.stop:07d}"] if self.start is not None else []
+        return "/".join(parts)
+
+    @property
+    def items(self) -> range:
+        """Images, patches, neurons or draws that it covers."""
+        if self.start is None or self.stop is None:
+            raise ValueError(f"unit {self.key!r} covers no range")
+        return range(self.start, self.stop)
+
+    @property
+    def of_layer(self) -> str:
+        """The layer that it is about."""
+        if self.layer is None:
+            raise ValueError(f"unit {self.key!r} is about no layer")
+        return self.layer
+
+    @property
+    def weight(self) -> float:
+        """How much work it is, in items of its stage."""
+        return float(1 if self.start is None else len(self.items))
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the units of a sweep follow from, beside what earlier stages committed."""
+
+    science: Science
+    n_images: int
+    n_neurons: Mapping[str, int]
+    """Neurons that are swept, by layer, in order of depth."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What the driver resolved before the first unit: all that an actor needs beside the config."""
+
+    config: Config
+    out: str
+    n_images: int
+    layers: "tuple[LayerInfo, ...]"
+    neurons: Mapping[str, NDArray[np.int64]]
+    """Neurons that are swept, by layer, ascending."""
+
+    @property
+    def science(self) -> Science:
+        """The science half of the config."""
+        return self.config.science
+
+    @property
+    def n_neurons(self) -> int:
+        """Neurons over all layers."""
+        return sum(len(n) for n in self.neurons.values())
+
+    @property
+    def shape(self) -> Shape:
+        """What its units follow from."""
+        return Shape(self.science, self.n_images, {info.name: len(self.neurons[info.name]) for info in self.layers})
+
+
+def works(stage: str, shape: Shape, store: Store) -> list[Work]:
+    """Units of a stage, in a fixed order.
+
+    Args:
+        stage: one of `STAGES`; all earlier ones have ended.
+        shape: the sweep's.
+        store: what earlier stages committed.
+    """
+    if stage == "embed":
+        return embed_works({x: len(store.read("patches", x, columns=["patch_id"])) for x in shape.n_neurons})
+    if stage == "draw":
+        return draw_works(shape, {layer: scored_sizes(store, layer) for layer in shape.n_neurons})
+    return fixed_works(stage, shape)
+
+
+def fixed_works(stage: str, shape: Shape) -> list[Work]:
+    """Units of a stage that needs to know nothing of what earlier stages committed: all but embed and draw."""
+    match stage:
+        case "index":
+            return [Work("index", start=a, stop=b) for a, b in _ranges(shape.n_images, INDEX_IMAGES)]
+        case "mine":
+            return [Work("mine", start=a, stop=b) for a, b in _ranges(shape.n_images, MINE_IMAGES)]
+        case "window" | "merge" | "calibrate":
+            return [Work(stage, layer) for layer in shape.n_neurons]
+        case "extract" | "summarise":
+            return [Work(stage)]
+        case "cluster":
+            return [
+                Work("cluster", layer, start=a, stop=b)
+                for layer, n in shape.n_neurons.items()
+                for a, b in _ranges(n, CLUSTER_NEURONS)
+            ]
+    raise ValueError(f"no stage {stage!r} with fixed units")
+
+
+def embed_works(n_patches: Mapping[str, int]) -> list[Work]:
+    """Units of embed, given how many patches are filed under each layer."""
+    return [Work("embed", kind="vocabulary")] + [
+        Work("embed", layer, start=a, stop=b) for layer, n in n_patches.items() for a, b in _ranges(n, EMBED_PATCHES)
+    ]
+
+
+def scored_sizes(store: Store, layer: str) -> list[int]:
+    """Sizes of example sets that occur among the layer's scored neurons, descending."""
+    rows = store.read("scores", layer, columns=["kind", "status", "n_used"])
+    found = {r["n_used"] for r in rows.to_pylist() if r["kind"] == "real" and r["status"] == "ok"}
+    return sorted(found, reverse=True)
+
+
+def draw_works(shape: Shape, sizes: Mapping[str, Sequence[int]]) -> list[Work]:
+    """Units of draw: shared draws first, then each layer's draws and null neurons."""
+    B = shape.science.calibrate.B
+    found = [Work("draw", SHARED_LAYER, "shuffle_text")]
+    for n in sorted({n for layer in sizes.values() for n in layer}, reverse=True):
+        found += [Work("draw", SHARED_LAYER, "rotation", n, a, b) for a, b in _ranges(B, DRAWS)]
+    for layer, needed in sizes.items():
+        for kind in ("pool", "one_concept"):
+            found += [Work("draw", layer, kind, n, a, b) for n in needed for a, b in _ranges(B, DRAWS)]
+        for kind in NULL_KINDS:
+            found += [
+                Work("draw", layer, f"null_{kind}", None, a, b)
+                for a, b in _ranges(shape.n_neurons[layer], CLUSTER_NEURONS)
+            ]
+    return found
+
+
+def _ranges(n: int, step: int) -> Iterator[tuple[int, int]]:
+    return ((a, min(a + step, n)) for a in range(0, n, step))
+
+
+def neurons_swept(selection: Mapping[str, object], layers: "Sequence[LayerInfo]") -> dict[str, NDArray[np.int64]]:
+    """Neurons of each layer: those selected, or all."""
+    out = {}
+    for info in layers:
+        chosen = selection.get(info.name)
+        out[info.name] = np.arange(info.width) if chosen is None else np.sort(np.asarray(chosen, dtype=np.int64))
+    return out

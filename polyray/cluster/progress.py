@@ -1,0 +1,62 @@
+"""Progress: how far a sweep is, from its commit records alone.
+
+Place in the flow: `polyray status` and `polyray verify`; needs OUT, no cluster, no model, no probe set.
+"""
+
+from typing import Any
+
+from polyray.cluster.plan import STAGES, Shape, works
+from polyray.config import Config
+from polyray.errors import StoreError
+from polyray.store import Store
+
+
+def _shape(store: Store) -> Shape:
+    run = store.run
+    try:
+        config = Config.model_validate(run["config"])
+        provenance = run["provenance"]
+        return Shape(config.science, provenance["n_images"], provenance["layers"])
+    except (KeyError, ValueError) as e:
+        raise StoreError(
+            f"run.json of {str(store.out)!r} does not describe a sweep that this version knows: {e}"
+        ) from e
+
+
+def progress(out: str) -> dict[str, Any]:
+    """Units done and planned of every stage.
+
+    Returns:
+        run_id, finished, n_done and for each stage: stage, n_done, n_units (None while an earlier stage decides it),
+        seconds (of actors' work).
+    """
+    store = Store(out)
+    shape = _shape(store)
+    stages = []
+    known = True
+    for stage in STAGES:
+        done = store.committed(stage)
+        n_units = len(works(stage, shape, store)) if known else None
+        known = known and n_units == len(done)
+        stages.append(
+            {"stage": stage, "n_done": len(done), "n_units": n_units, "seconds": sum(r.seconds for r in done.values())}
+        )
+    return {
+        "run_id": store.run_id,
+        "finished": store.is_finished,
+        "n_done": sum(s["n_done"] for s in stages),
+        "stages": stages,
+    }
+
+
+def expected_units(out: str) -> list[str]:
+    """Keys of all units whose number is known: of a finished sweep, all; of another, up to the stage it is in."""
+    store = Store(out)
+    shape = _shape(store)
+    expected: list[str] = []
+    for stage in STAGES:
+        units = {w.key for w in works(stage, shape, store)}
+        expected += sorted(units)
+        if not units <= store.committed(stage).keys():
+            break
+    return expected

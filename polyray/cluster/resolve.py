@@ -1,0 +1,142 @@
+"""Resolve: from a config to a sweep, before anything is written.
+
+Which question it answers: *does everything that the config names exist, and what does it hold?* Place in the flow:
+first step of `run` and `plan`. Whatever is wrong with a config, a model, a prompt file or a probe set comes out here.
+"""
+
+import gc
+import hashlib
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+
+from polyray import __version__
+from polyray.cluster.plan import Sweep, neurons_swept
+from polyray.config import Config, StandIn, identity
+from polyray.errors import ConfigError, DataError
+from polyray.models.encoders import load_encoder
+from polyray.models.vision import load_subject, resolve_neurons
+from polyray.models.vocabulary import load_prompts, prompts_digest
+from polyray.probes.images import open_probe
+from polyray.psi.extract import max_examples
+from polyray.schema import VERSION
+
+_PACKAGES = ("ray", "torch", "torchvision", "timm", "open_clip_torch", "transformers", "numpy", "pyarrow", "pillow")
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A sweep that can start, and what its run.json says."""
+
+    sweep: Sweep
+    identity: dict[str, Any]
+    provenance: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+    """What a reader of the numbers must know: untrained weights, stand-ins, circularity."""
+
+
+def resolve(config: Config, out: str) -> Resolved:
+    """Loads and checks everything once, and lets go of it again.
+
+    Raises:
+        ConfigError, DataError, ModelError: something does not exist or does not fit; nothing has been written.
+    """
+    science = config.science
+    if science.numerics.device == "cuda" and not torch.cuda.is_available() and config.execution.address is None:
+        raise ConfigError(
+            "science.numerics.device is 'cuda', but torch sees no GPU here; say 'cpu', or give an address."
+        )
+    prompts = load_prompts(science.vocabulary)
+    probe = open_probe(science.probe)
+    if len(probe) < science.mine.k_min:
+        raise DataError(
+            f"the probe set has {len(probe)} images; a neuron needs at least mine.k_min = {science.mine.k_min} "
+            "examples."
+        )
+    if len(probe) > max_examples(science.subject.input_px):
+        raise ConfigError(
+            f"{len(probe)} images at subject.input_px {science.subject.input_px} are too many to number patches; "
+            f"at most {max_examples(science.subject.input_px)} fit."
+        )
+    subject = load_subject(science.subject, science.numerics)
+    layers = tuple(subject.readouts.layers(science.subject.layers))
+    neurons = neurons_swept(resolve_neurons(science.subject.neurons, layers), layers)
+    layers = tuple(info for info in layers if len(neurons[info.name]))
+    if not layers:
+        raise ConfigError("subject.neurons leaves no neuron to sweep.")
+    notes = list(subject.notes)
+    subject_digest, trained = subject.digest, subject.trained
+    subject_name = science.subject.name or science.subject.factory
+    del subject
+    gc.collect()
+    encoder = load_encoder(science.encoder, science.numerics)
+    notes += encoder.notes
+    encoder_digest = encoder.digest
+    encoder_trained = encoder.trained
+    del encoder
+    gc.collect()
+    if isinstance(science.encoder, StandIn) and science.subject.name == "efficientnet_lite0" and trained:
+        notes.append("circular: the stand-in encoder and the subject are the same network; scores may flatter it")
+    if len(probe) < science.mine.K:
+        notes.append(f"the probe set has {len(probe)} images, fewer than K = {science.mine.K}")
+    if len(probe) < science.embed.n_pool:
+        notes.append(
+            f"the pool is the whole probe set: {len(probe)} images, fewer than n_pool = {science.embed.n_pool}"
+        )
+    notes += floor_note(config, sum(len(n) for n in neurons.values()))
+    contents = {
+        "subject": subject_digest,
+        "encoder": encoder_digest,
+        "probe": probe.digest(),
+        "vocabulary": prompts_digest(prompts),
+        "neurons": neurons_digest(neurons),
+    }
+    provenance = {
+        "polyray": __version__,
+        "python": platform.python_version(),
+        "device_class": science.numerics.device,
+        **{name: _version(name) for name in _PACKAGES},
+        "subject": {"name": subject_name, "weights_digest": subject_digest, "trained": trained},
+        "encoder": {"kind": science.encoder.kind, "weights_digest": encoder_digest, "trained": encoder_trained},
+        "probe": probe.describe(),
+        "n_images": len(probe),
+        "n_prompts": len(prompts),
+        "layers": {info.name: len(neurons[info.name]) for info in layers},
+        "notes": notes,
+    }
+    sweep = Sweep(config, out, len(probe), layers, {info.name: neurons[info.name] for info in layers})
+    return Resolved(sweep, identity(config, contents, VERSION), provenance, notes)
+
+
+def floor_note(config: Config, n_neurons: int) -> list[str]:
+    """A warning where the smallest possible p is so large that discoveries need many neurons tied at it.
+
+    With smallest p = 1/(B+1), a neuron at that floor reaches q < alpha only if at least n_neurons/(alpha·(B+1))
+    neurons are there with it.
+    """
+    c = config.science.calibrate
+    share = 1 / (c.alpha * (c.B + 1))
+    if share <= 0.01:
+        return []
+    n_tied = int(-(-n_neurons * share // 1))
+    return [
+        f"with B = {c.B} draws the smallest p is {1 / (c.B + 1):.1e}: a discovery at q < {c.alpha} needs {n_tied} of "
+        f"{n_neurons} neurons ({share:.1%}) tied at that floor; raise calibrate.B for finer p"
+    ]
+
+
+def neurons_digest(neurons: Mapping[str, Any]) -> str:
+    """Says which neurons are swept; enters the run_id."""
+    text = ";".join(f"{name}:{','.join(map(str, chosen.tolist()))}" for name, chosen in sorted(neurons.items()))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,383 @@
+"""Work: one unit of work, from committed rows to written parts.
+
+Which question it answers: *what does an actor do with a unit's key?* Place in the flow: between the actors and
+`polyray.psi`; knows no Ray, so that a unit can be done by hand. A worker holds one model and is stateless between
+calls: what it keeps (open files, the current layer's vectors) is a copy of committed rows.
+"""
+
+import platform
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from polyray import columns
+from polyray.cluster.plan import EMBED_PATCHES, Sweep, Work, works
+from polyray.errors import DataError, ModelError, StoreError
+from polyray.kernels import random
+from polyray.models.encoders import load_encoder
+from polyray.models.vision import load_subject
+from polyray.models.vocabulary import load_prompts
+from polyray.probes.images import open_probe
+from polyray.psi import calibrate, cluster, draw, embed, extract, mine, summarise, thumbnails
+from polyray.records import PartInfo, Receipt
+from polyray.schema import SHARED_LAYER
+from polyray.store import Store
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A unit that raised."""
+
+    unit_key: str
+    reason: str
+    fatal: bool
+    """The dataset itself cannot be written: no other unit would fare better."""
+
+
+class Worker:
+    """Does units of work for one sweep; subclasses hold a model.
+
+    Args:
+        sweep: what the driver resolved.
+    """
+
+    def __init__(self, sweep: Sweep) -> None:
+        torch.set_num_threads(sweep.science.numerics.threads)
+        torch.use_deterministic_algorithms(sweep.science.numerics.device == "cuda", warn_only=True)
+        self.sweep = sweep
+        self.science = sweep.science
+        self.store = Store(sweep.out)
+        self.infos = {info.name: info for info in sweep.layers}
+
+    def run(self, units: Sequence[Work]) -> list[Receipt | Failed]:
+        """Does units one after the other; a unit that raises is reported and costs only itself."""
+        results: list[Receipt | Failed] = []
+        for work in units:
+            started_s = time.monotonic()
+            try:
+                parts = self.parts(work)
+                seconds = time.monotonic() - started_s
+                results.append(Receipt(work.key, parts, seconds, platform.node(), work.stage))
+            except Exception as e:  # whatever a unit does costs that unit a row, never the sweep
+                results.append(Failed(work.key, f"{type(e).__name__}: {e}", isinstance(e, StoreError)))
+        return results
+
+    def parts(self, work: Work) -> list[PartInfo]:
+        """Writes a unit's rows and says which parts they are."""
+        raise NotImplementedError
+
+    @cached_property
+    def probe(self) -> mine.ProbeSet:
+        """The probe set, opened when first needed."""
+        return open_probe(self.science.probe)
+
+    @cached_property
+    def images(self) -> mine.Images:
+        """Distinct readable images and labels, once `index` has ended."""
+        return mine.distinct_images(self.store.read("images"))
+
+    def write(
+        self, work: Work, rows: dict[str, pa.Table | dict[str, pa.Table]], failed: Sequence[mine.Failure] = ()
+    ) -> list[PartInfo]:
+        """Writes tables (by name, or by name and layer) and the failures beside them; empty ones are left out."""
+        parts = []
+        for name, value in rows.items():
+            by_layer = value.items() if isinstance(value, dict) else [(work.layer, value)]
+            parts += [self.store.write_part(name, work.key, t, layer) for layer, t in by_layer if len(t)]
+        if failed:
+            parts.append(
+                self.store.write_part("failures", work.key, columns.failures(work.stage, work.key, failed), None)
+            )
+        return parts
+
+
+class SubjectWorker(Worker):
+    """Holds the network under study: index, window, mine, merge, extract."""
+
+    def __init__(self, sweep: Sweep) -> None:
+        super().__init__(sweep)
+        self.subject = load_subject(self.science.subject, self.science.numerics)
+        found = {info.name: info for info in self.subject.readouts.layers(list(self.infos))}
+        if found != self.infos:
+            raise ModelError("this actor's subject has other read-outs than the driver's: are the versions the same?")
+
+    def parts(self, work: Work) -> list[PartInfo]:
+        match work.stage:
+            case "index":
+                rows, failed = mine.index(self.probe, work.items)
+                return self.write(work, {"images": rows}, failed)
+            case "window":
+                info = self.infos[work.of_layer]
+                n_neurons = len(self.sweep.neurons[work.of_layer])
+                row = extract.window(self.subject, self.probe, self.science, self.images, info, n_neurons)
+                return [self.store.write_part("layers", work.key, row, None)]
+            case "mine":
+                examples = work.items
+                mined = mine.mine(
+                    self.subject, self.probe, self.science, self.images, self.sweep.layers, self.sweep.neurons, examples
+                )
+                return self.write(work, {"mine_parts": mined.parts, "pool_peaks": mined.pool_peaks}, mined.failed)
+            case "merge":
+                units = [w.key for w in works("mine", self.sweep.shape, self.store)]
+                ranges = [self.store.read("mine_parts", work.layer, units=[u]) for u in units]
+                merged, histograms = mine.merge(ranges, self.science, self.infos[work.of_layer])
+                return self.write(work, {"mined": merged, "histograms": histograms})
+            case "extract":
+                layers = layer_rows(self.store)
+                names = list(self.infos)
+                mined_rows = {name: self.store.read("mined", name) for name in names}
+                peaks = {name: self.store.read("pool_peaks", name) for name in names}
+                patches, pools = extract.extract(layers, mined_rows, peaks, self.images, self.science.subject.input_px)
+                return self.write(work, {"patches": patches, "pool": pools})
+        raise ValueError(f"a subject actor cannot do {work.key!r}")
+
+
+class EncoderWorker(Worker):
+    """Holds the encoder: embed."""
+
+    def __init__(self, sweep: Sweep) -> None:
+        super().__init__(sweep)
+        self.encoder = load_encoder(self.science.encoder, self.science.numerics)
+        self._ids: tuple[str, NDArray[np.int64]] | None = None
+
+    def parts(self, work: Work) -> list[PartInfo]:
+        if work.kind == "vocabulary":
+            rows = embed.vocabulary(self.encoder, load_prompts(self.science.vocabulary))
+            return [self.store.write_part("vocabulary", work.key, rows, None)]
+        if self._ids is None or self._ids[0] != work.of_layer:
+            self._ids = (work.of_layer, filed_patches(self.store, work.of_layer))
+        ids = self._ids[1][work.start : work.stop]
+        rows, failed = embed.embed(self.encoder, self.probe, self.science, ids)
+        return self.write(work, {"embeddings": rows}, failed)
+
+
+class ScoringWorker(Worker):
+    """Holds the current layer's vectors: cluster, draw, calibrate, summarise."""
+
+    def __init__(self, sweep: Sweep) -> None:
+        super().__init__(sweep)
+        self._layer: _Layer | None = None
+
+    def parts(self, work: Work) -> list[PartInfo]:
+        match work.stage:
+            case "cluster":
+                return self._cluster(work)
+            case "draw":
+                return self._draw(work)
+            case "calibrate":
+                draws = pa.concat_tables([self.store.read("nulls", name) for name in (work.layer, SHARED_LAYER)])
+                neurons, null_neurons = calibrate.calibrate(
+                    self.store.read("scores", work.layer),
+                    self.store.read("mined", work.layer),
+                    calibrate.nulls(draws, self.science.cluster.k_range),
+                    self.infos[work.of_layer].ranked_by,
+                    self.science,
+                )
+                return self.write(work, {"neurons": neurons, "null_neurons": null_neurons})
+            case "summarise":
+                neurons, null_neurons = self.store.read("neurons"), self.store.read("null_neurons")
+                by_layer, summary = summarise.summarise(list(self.infos), neurons, null_neurons, self.science)
+                return self.write(work, {"neuron_summary": by_layer, "layer_summary": summary})
+        raise ValueError(f"a scoring actor cannot do {work.key!r}")
+
+    def layer(self, name: str) -> "_Layer":
+        """What the stages after embed need of a layer; the last one asked for is kept."""
+        if self._layer is None or self._layer.name != name:
+            self._layer = None  # let go of the old one first: two at a time may not fit
+            row = next(r for r in self.store.read("layers").to_pylist() if r["layer"] == name)
+            kept = _kept(self.store.read("mined", name), row, self.science.subject.input_px)
+            pool = self.store.read("pool", name)
+            ids = columns.numbers(pool, "patch_id").astype(np.int64)
+            wanted = np.unique(np.concatenate([ids, *(k.patch for k in kept)]))
+            data = cluster.space(
+                self._embeddings(name, wanted),
+                wanted,
+                pool,
+                self.store.read("vocabulary"),
+                self.images,
+                self.science.encoder.standardise,
+            )
+            self._layer = _Layer(name, row, {k.neuron: k for k in kept}, data)
+        return self._layer
+
+    def _embeddings(self, layer: str, wanted: NDArray[np.int64]) -> Iterator[pa.Table]:
+        """Tables of `embeddings` that hold wanted patches: the layer's own and those filed under earlier ones."""
+        names = list(self.infos)
+        for home in names[: names.index(layer) + 1]:
+            filed = filed_patches(self.store, home)
+            at = np.flatnonzero(np.isin(filed, wanted, assume_unique=True))
+            for start in np.unique(at // EMBED_PATCHES) * EMBED_PATCHES:
+                stop = min(int(start) + EMBED_PATCHES, len(filed))
+                unit = Work("embed", home, start=int(start), stop=stop)
+                yield self.store.read("embeddings", home, units=[unit.key])
+
+    def _examples(self, kept: "_Kept", data: cluster.Space) -> cluster.Examples:
+        """What of a neuron's kept examples can be clustered: at most K, only those with a vector."""
+        m = self.science.mine
+        rows = data.rows(kept.patch)
+        usable = np.flatnonzero(data.good[rows])
+        return cluster.Examples(
+            kept.neuron,
+            usable,
+            rows[usable],
+            self.images.label_of[kept.example[usable]],
+            cluster.n_used(len(usable), m.K, m.k_min),
+        )
+
+    def _cluster(self, work: Work) -> list[PartInfo]:
+        layer = self.layer(work.of_layer)
+        chosen = self.sweep.neurons[layer.name][work.start : work.stop].tolist()
+        kept = {n: layer.kept[n] for n in chosen if n in layer.kept}
+        usable = [self._examples(k, layer.data) for k in kept.values()]
+        failed: list[mine.Failure] = []
+        try:
+            result = cluster.cluster_neurons(usable, layer.name, self.science, self.images, layer.data)
+        except (RuntimeError, ValueError, IndexError):
+            result = self._one_by_one(usable, layer, failed)
+        clusters = result.clusters
+        if self.science.extract.thumbnails and len(clusters):
+            clusters, unread = thumbnails.with_thumbnails(clusters, self.probe, self.science)
+            failed += unread
+        examples = [
+            _example_rows(k, result.cluster_of.get(n), layer.row, self.images, self.science.subject.input_px)
+            for n, k in kept.items()
+        ]
+        tables = {"scores": result.scores, "clusters": clusters, "examples": columns.concat("examples", examples)}
+        return self.write(work, tables, failed)
+
+    def _one_by_one(
+        self, usable: Sequence[cluster.Examples], layer: "_Layer", failed: list[mine.Failure]
+    ) -> cluster.Clustered:
+        """Scores neurons alone, so that the one that cannot be scored costs only its own row."""
+        done = []
+        for e in usable:
+            try:
+                done.append(cluster.cluster_neurons([e], layer.name, self.science, self.images, layer.data))
+            except (RuntimeError, ValueError, IndexError) as error:
+                reason = f"{type(error).__name__}: {error}"
+                failed.append((layer.name, "neuron", e.neuron, reason))
+                row = cluster.unscored("real", e.neuron, "failed", reason)
+                done.append(cluster.Clustered(row, columns.concat("clusters", []), {}))
+        return cluster.Clustered(
+            columns.concat("scores", [d.scores for d in done]),
+            columns.concat("clusters", [d.clusters for d in done]),
+            {neuron: c for d in done for neuron, c in d.cluster_of.items()},
+        )
+
+    def _draw(self, work: Work) -> list[PartInfo]:
+        if work.kind == "shuffle_text":
+            words = columns.padded(self.store.read("vocabulary")["embedding"], 0).astype(np.float64)
+            rows = draw.shuffle_text(self.science, torch.from_numpy(words @ words.T))
+            return self.write(work, {"nulls": rows})
+        if work.layer == SHARED_LAYER:
+            # Rotation needs only the dimension, so any layer's first unit of vectors will do.
+            rows = draw.rotation_draws(work.n_used or 0, work.items, self.science, self._dim())
+            return self.write(work, {"nulls": rows})
+        layer = self.layer(work.of_layer)
+        word = random.layer_word(layer.name)
+        if work.kind in ("pool", "one_concept"):
+            rows = draw.draw(work.kind, work.n_used or 0, work.items, word, self.science, layer.data)
+            return self.write(work, {"nulls": rows})
+        kind = str(work.kind).removeprefix("null_")
+        chosen = set(self.sweep.neurons[layer.name][work.start : work.stop].tolist())
+        scored = self.store.read("scores", layer.name, columns=["kind", "neuron", "status", "n_used"])
+        real = pa.compute.and_(pa.compute.equal(scored["kind"], "real"), pa.compute.equal(scored["status"], "ok"))
+        size = {r["neuron"]: r["n_used"] for r in scored.filter(real).to_pylist() if r["neuron"] in chosen}
+        usable = [self._examples(layer.kept[n], layer.data) for n in sorted(size)]
+        tables = []
+        for n in sorted(set(size.values())):
+            beside = [e for e in usable if size[e.neuron] == n]
+            labels = np.stack([e.label[:n] for e in beside])
+            neurons = np.array([e.neuron for e in beside], dtype=np.int64)
+            tables.append(draw.null_neurons(kind, neurons, n, labels, word, self.science, layer.data))
+        return self.write(work, {"scores": columns.concat("scores", tables)})
+
+    def _dim(self) -> int:
+        for unit, receipt in self.store.committed("embed").items():
+            for part in receipt.parts:
+                if part.table == "embeddings":
+                    rows = self.store.read("embeddings", part.layer, columns=["geometry"], units=[unit])
+                    lengths = pa.compute.max(pa.compute.list_value_length(rows["geometry"])).as_py()
+                    if lengths:
+                        return int(lengths)
+        raise DataError("no patch has a vector; see the failures table for what happened to the images.")
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """The examples that a mined neuron keeps, best first."""
+
+    neuron: int
+    example: NDArray[np.int64]
+    position: NDArray[np.int64]
+    response: NDArray[np.float32]
+    patch: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class _Layer:
+    name: str
+    row: Mapping[str, Any]
+    """Its row of `layers`."""
+    kept: Mapping[int, _Kept]
+    """By neuron; neurons that could not be mined are missing."""
+    data: cluster.Space
+
+
+def _kept(mined: pa.Table, row: Mapping[str, Any], input_px: int) -> list[_Kept]:
+    """Kept examples of the neurons that could be mined."""
+    mined = mined.filter(pa.compute.equal(mined["status"], "ok"))
+    if not len(mined):
+        return []
+    example, position = (
+        mined[c].combine_chunks().flatten().to_numpy().astype(np.int64) for c in ("example", "position")
+    )
+    response = mined["response"].combine_chunks().flatten().to_numpy()
+    patch = extract.layer_patches(row, example, position, input_px)
+    cuts = np.cumsum(pa.compute.list_value_length(mined["example"]).to_numpy())[:-1]
+    split = (np.split(x, cuts) for x in (example, position, response, patch))
+    return [_Kept(n, *of) for n, *of in zip(mined["neuron"].to_pylist(), *split, strict=True)]
+
+
+def layer_rows(store: Store) -> list[dict[str, Any]]:
+    """Rows of `layers` in order of depth."""
+    return sorted(store.read("layers").to_pylist(), key=lambda r: r["depth"])
+
+
+def filed_patches(store: Store, layer: str) -> NDArray[np.int64]:
+    """Patches filed under a layer, ascending: what the ranges of embed's units count."""
+    return columns.numbers(store.read("patches", layer, columns=["patch_id"]), "patch_id").astype(np.int64)
+
+
+def _example_rows(
+    kept: _Kept, assigned: NDArray[np.int64] | None, layer: Mapping[str, Any], images: mine.Images, input_px: int
+) -> pa.Table:
+    n = len(kept.example)
+    box = extract.layer_boxes(layer, kept.position, input_px)
+    of = np.full(n, -1, dtype=np.int64)
+    if assigned is not None:
+        of[: len(assigned)] = assigned
+    return columns.table(
+        "examples",
+        {
+            "neuron": [kept.neuron] * n,
+            "rank": np.arange(n),
+            "example": kept.example,
+            "activation": kept.response,
+            "position": kept.position,
+            **{c: box[:, i] for i, c in enumerate(("x0", "y0", "x1", "y1"))},
+            "label": [images.labels[c] for c in images.label_of[kept.example]],
+            "patch_id": kept.patch,
+            "cluster": pa.array(np.where(of < 0, 0, of), mask=of < 0),
+        },
+    )
+
+
+WORKERS: dict[str, type[Worker]] = {"subject": SubjectWorker, "encoder": EncoderWorker, "scoring": ScoringWorker}

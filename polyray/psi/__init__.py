@@ -1,0 +1,21 @@
+"""The null-calibrated Polysemanticity Index, in order. READ FIRST.
+
+Which question it answers: *which neurons of a vision network respond to several unrelated things, and how sure is
+that?* One module a stage, one word a stage; each is plain calls on arrays and Arrow tables. None of it knows Ray,
+paths or actors.
+
+    index       every image once: readable? which are the same picture?           -> images
+    window      per layer: which box of the input does a position see?            -> layers
+    mine        one pass over the probe set serves every layer: top examples      -> mine_parts, pool_peaks
+    merge       ranges of images together                                         -> mined, histograms
+    extract     peak positions become boxes; every (image, box) once              -> patches, pool
+    embed       crop, resize, encode                                              -> embeddings, vocabulary
+    cluster     k-means, S, Q, D of every neuron                                  -> scores, clusters, examples
+    draw        null draws, and null neurons, through the same code               -> nulls, scores
+    calibrate   z, p and log_psi of each preset                                   -> neurons, null_neurons
+    summarise   what needs the whole sweep: q, AUROC, diagnoses                   -> neuron_summary, layer_summary
+
+Source: arXiv 2508.16950. Where we deviate, the docstring of the function that does so says it. The largest
+deviation: besides the paper's nulls (`paper`) there are two more, `selective` (is the neuron selective at all?) and
+`specific` (does it respond to more than one thing?), and significance rests on the latter.
+"""

@@ -1,0 +1,351 @@
+"""Cluster: how many things, do they follow the labels, do their names mean different things?
+
+One code path scores real neurons, null neurons and null draws: the same k selection, the same Q, the same names.
+Source: arXiv 2508.16950, sections 3.3 to 3.5.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from polyray import columns
+from polyray.config import Science
+from polyray.kernels import cluster, random, scores, statistics
+from polyray.psi.mine import Images
+
+CHUNK = 16
+"""Neurons scored together: their Gram matrices and contingency tables are what memory goes to."""
+SHRINK = 0.8
+"""Ratio between neighbouring sizes of example sets, see `n_used`."""
+N_PROTOTYPES = 4
+N_NAMES = 5
+
+
+def sizes(K: int, k_min: int) -> list[int]:
+    """Sizes of example sets that are scored, descending from K to k_min in steps of a fifth."""
+    out = [K]
+    while out[-1] > k_min:
+        out.append(max(k_min, int(out[-1] * SHRINK)))
+    return out
+
+
+def n_used(n_examples: int, K: int, k_min: int) -> int | None:
+    """How many of a neuron's top examples are clustered.
+
+    Null draws must have as many examples as the neuron. A neuron with fewer than K is cut to the next smaller of a
+    few sizes, so that a layer needs a handful of sets of draws, not one for every count. (A deviation: the method's
+    neuron would use all it has.)
+
+    Returns:
+        The largest of `sizes` that is at most n_examples; None below k_min.
+    """
+    return next((size for size in sizes(K, k_min) if size <= n_examples), None)
+
+
+@dataclass(frozen=True)
+class Space:
+    """The vectors of one layer: every patch that its neurons and its pool need."""
+
+    ids: NDArray[np.int64]
+    """Patches, ascending."""
+    geometry: NDArray[np.float16]
+    """Encoder's vectors [P, d]."""
+    text: NDArray[np.float16] | None
+    """Text-aligned vectors [P, t]; None where they are the geometry vectors."""
+    good: NDArray[np.bool_]
+    """Whether the patch has a vector."""
+    center: NDArray[np.float32]
+    """Subtracted from geometry: the pool's mean where the encoder asks for standardising, else 0."""
+    scale: NDArray[np.float32]
+    """Geometry is divided by it: the pool's standard deviation, else 1."""
+    pool: NDArray[np.int64]
+    """Rows of the pool's patches that have a vector."""
+    pool_label: NDArray[np.int64]
+    """Class codes of the pool's images."""
+    prompts: list[str]
+    vocabulary: Tensor
+    """Unit text embeddings [V, t], float32."""
+
+    def rows(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Row of each patch."""
+        return np.searchsorted(self.ids, ids)
+
+    def geometry_of(self, rows: NDArray[np.int64]) -> Tensor:
+        """Unit geometry vectors, float32 [*, d]."""
+        x = (self.geometry[rows].astype(np.float32) - self.center) / self.scale
+        return torch.nn.functional.normalize(torch.from_numpy(x), dim=-1)
+
+    def text_of(self, rows: NDArray[np.int64]) -> Tensor:
+        """Unit text-aligned vectors, float32 [*, t]."""
+        source = self.geometry if self.text is None else self.text
+        return torch.nn.functional.normalize(torch.from_numpy(source[rows].astype(np.float32)), dim=-1)
+
+    @cached_property
+    def similarity(self) -> Tensor:
+        """Cosines between prompts, float64 [V, V]."""
+        v = self.vocabulary.double()
+        return v @ v.T
+
+    @cached_property
+    def pool_gram(self) -> Tensor:
+        """Inner products of the pool's geometry vectors, float64 [n_pool, n_pool]."""
+        x = self.geometry_of(self.pool).double()
+        return x @ x.T
+
+    @cached_property
+    def pool_text(self) -> Tensor:
+        """Text-aligned vectors of the pool, float32 [n_pool, t]."""
+        return self.text_of(self.pool)
+
+
+def space(
+    embeddings: Iterator[pa.Table],
+    wanted: NDArray[np.int64],
+    pool: pa.Table,
+    vocabulary: pa.Table,
+    images: Images,
+    standardise: bool,
+) -> Space:
+    """Gathers a layer's vectors.
+
+    Args:
+        embeddings: tables of `embeddings` rows; what is not wanted is passed over.
+        wanted: patches that are needed, ascending and distinct, the pool's among them.
+        pool: the layer's rows of `pool`.
+        vocabulary: rows of `vocabulary`.
+        images: the probe set's labels.
+        standardise: centre and scale geometry by the pool's mean and standard deviation. Done per layer, since crops
+            of another size have another mean.
+    """
+    geometry: NDArray[np.float16] | None = None
+    text: NDArray[np.float16] | None = None
+    good = np.zeros(len(wanted), dtype=bool)
+    for rows in embeddings:
+        ids = columns.numbers(rows, "patch_id")
+        rows = rows.filter(pa.array(np.isin(ids, wanted, assume_unique=True)))
+        rows = rows.filter(pa.compute.is_valid(rows["geometry"]))
+        if not len(rows):
+            continue
+        at = np.searchsorted(wanted, columns.numbers(rows, "patch_id"))
+        g = columns.padded(rows["geometry"], 0)
+        geometry = np.zeros((len(wanted), g.shape[1]), dtype=np.float16) if geometry is None else geometry
+        geometry[at] = g
+        if rows["text"].null_count < len(rows):
+            t = columns.padded(rows["text"], 0)
+            text = np.zeros((len(wanted), t.shape[1]), dtype=np.float16) if text is None else text
+            text[at] = t
+            good[at] = (t != 0).any(1) & (g != 0).any(1)
+        else:
+            good[at] = (g != 0).any(1)
+    if geometry is None:
+        geometry = np.zeros((len(wanted), 1), dtype=np.float16)
+    pool_rows = np.searchsorted(wanted, columns.numbers(pool, "patch_id"))
+    has_vector = good[pool_rows]
+    pool_rows = pool_rows[has_vector]
+    pool_label = images.label_of[columns.numbers(pool, "example")[has_vector]]
+    d = geometry.shape[1]
+    center, scale = np.zeros(d, dtype=np.float32), np.ones(d, dtype=np.float32)
+    if standardise and len(pool_rows):
+        sample = geometry[pool_rows].astype(np.float64)
+        center = sample.mean(0).astype(np.float32)
+        deviation = sample.std(0)
+        scale = np.where(deviation > 0, deviation, 1.0).astype(np.float32)
+    words = torch.from_numpy(columns.padded(vocabulary["embedding"], 0).astype(np.float32))
+    return Space(
+        wanted, geometry, text, good, center, scale, pool_rows, pool_label, vocabulary["prompt"].to_pylist(), words
+    )
+
+
+class Scored(NamedTuple):
+    """Raw scores of G sets of examples."""
+
+    clustering: cluster.Clustering
+    Q: Tensor
+    Q_mean: Tensor
+    Q_std: Tensor
+    Q_p: Tensor
+    D_by_k: Tensor
+    """Name distance at every k of k_range, NaN where that k is not possible."""
+    D: Tensor
+    """Name distance at the kept k; 0 where no k is possible."""
+
+
+@lru_cache(maxsize=16)
+def label_permutations(seed: int, n: int, B: int) -> Tensor:
+    """The B label permutations that every set of n examples shares."""
+    return random.permutations(seed, random.PERMUTE, n, B, n)
+
+
+def score(
+    gram: Tensor, text: Tensor, labels: Tensor, item: Tensor, layer: int, stream: int, science: Science, data: Space
+) -> Scored:
+    """S, Q and D of sets of examples: one path for neurons, null neurons and null draws.
+
+    Args:
+        gram: inner products of each set's geometry vectors [G, n, n], float64.
+        text: text-aligned unit vectors [G, n, t].
+        labels: class codes [G, n].
+        item: counter word of each set.
+        layer: counter word of the layer.
+        stream: `random.KMEANS_*`.
+        science: the sweep's settings.
+        data: for the vocabulary.
+    """
+    c = science.cluster
+    result = cluster.cluster_gram(gram, c.k_range, c.n_init, c.max_iter, science.seed, item, stream, layer)
+    Q = scores.nmi(result.labels, labels)
+    permutations = label_permutations(science.seed, gram.shape[1], science.calibrate.B)
+    null = scores.permuted_nmi(result.labels, labels, permutations)
+    Q_mean, Q_std = statistics.moments(null)
+    by_k = []
+    for i, k in enumerate(range(c.k_range[0], c.k_range[1] + 1)):
+        name, _ = scores.name_clusters(text, result.labels_by_k[:, i], k, data.vocabulary)
+        distance = scores.name_distance(name.squeeze(-1), data.similarity)
+        by_k.append(torch.where(torch.isnan(result.S_by_k[:, i]), torch.nan, distance))
+    D_by_k = torch.stack(by_k, dim=1)
+    at = (result.k - c.k_range[0]).clamp(min=0)
+    D = torch.where(result.k >= c.k_range[0], D_by_k.gather(1, at[:, None]).squeeze(1), 0.0)
+    return Scored(result, Q, Q_mean, Q_std, statistics.p_value(Q, null), D_by_k, D)
+
+
+class Examples(NamedTuple):
+    """A neuron's usable examples: those whose patch has a vector, best first."""
+
+    neuron: int
+    rank: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    label: NDArray[np.int64]
+    n_used: int | None
+
+
+def score_rows(
+    kind: str, neurons: Sequence[int], n: int, n_labels: Sequence[int], result: Scored
+) -> dict[str, list[object] | NDArray[np.float64]]:
+    """Columns of `scores` for sets that were scored."""
+    return {
+        "kind": [kind] * len(neurons),
+        "neuron": list(neurons),
+        "status": ["ok"] * len(neurons),
+        "reason": [None] * len(neurons),
+        "n_used": [n] * len(neurons),
+        "n_labels": list(n_labels),
+        "S": result.clustering.S.numpy(),
+        "k": result.clustering.k.tolist(),
+        "Q": result.Q.numpy(),
+        "Q_mean": result.Q_mean.numpy(),
+        "Q_std": result.Q_std.numpy(),
+        "Q_p": result.Q_p.numpy(),
+        "D": result.D.numpy(),
+    }
+
+
+def unscored(kind: str, neuron: int, status: str, reason: str) -> pa.Table:
+    """The row of `scores` of a neuron that could not be scored."""
+    empty = {c: [None] for c in ("n_used", "n_labels", "S", "k", "Q", "Q_mean", "Q_std", "Q_p", "D")}
+    return columns.table(
+        "scores", {"kind": [kind], "neuron": [neuron], "status": [status], "reason": [reason], **empty}
+    )
+
+
+class Clustered(NamedTuple):
+    """Rows of a range of neurons."""
+
+    scores: pa.Table
+    clusters: pa.Table
+    cluster_of: dict[int, NDArray[np.int64]]
+    """Cluster of each of a scored neuron's kept examples, −1 where it was not clustered."""
+
+
+def cluster_neurons(
+    examples: Sequence[Examples], layer: str, science: Science, images: Images, data: Space
+) -> Clustered:
+    """Scores neurons and names their clusters.
+
+    Args:
+        examples: usable examples of each neuron, with vectors.
+        layer: name of the layer.
+        science: the sweep's settings.
+        images: the probe set's labels.
+        data: the layer's vectors.
+
+    Returns:
+        Rows of `scores` and `clusters` (thumbnails null: whoever has the images fills them in). A neuron left with
+        fewer than k_min usable examples, or whose vectors are all equal, is excluded with that reason.
+    """
+    word = random.layer_word(layer)
+    rows: list[pa.Table] = []
+    found: list[pa.Table] = []
+    cluster_of: dict[int, NDArray[np.int64]] = {}
+    by_size: dict[int, list[Examples]] = {}
+    for e in examples:
+        if e.n_used is None:
+            reason = f"too few examples: {len(e.rows)} of at least {science.mine.k_min} have a vector"
+            rows.append(unscored("real", e.neuron, "excluded", reason))
+        else:
+            by_size.setdefault(e.n_used, []).append(e)
+    for n in sorted(by_size):
+        for start in range(0, len(by_size[n]), CHUNK):
+            chunk = by_size[n][start : start + CHUNK]
+            at = np.stack([e.rows[:n] for e in chunk])
+            labels = torch.from_numpy(np.stack([e.label[:n] for e in chunk]))
+            text = data.text_of(at)
+            gram = cluster.gram(data.geometry_of(at))
+            item = torch.tensor([e.neuron for e in chunk])
+            result = score(gram, text, labels, item, word, random.KMEANS_REAL, science, data)
+            possible = result.clustering.k > 1
+            keep = torch.nonzero(possible).flatten().tolist()
+            for i in torch.nonzero(~possible).flatten().tolist():
+                rows.append(unscored("real", chunk[i].neuron, "excluded", "identical examples: nothing to cluster"))
+            if not keep:
+                continue
+            kept = Scored(cluster.Clustering(*(x[keep] for x in result.clustering)), *(x[keep] for x in result[1:]))
+            neurons = [chunk[i].neuron for i in keep]
+            n_labels = [len(set(labels[i].tolist())) for i in keep]
+            rows.append(columns.table("scores", score_rows("real", neurons, n, n_labels, kept)))
+            for j, i in enumerate(keep):
+                e = chunk[i]
+                assigned = kept.clustering.labels[j]
+                found.append(_clusters(e, assigned, gram[i], text[i], images, data))
+                whole = np.full(int(e.rank.max()) + 1, -1, dtype=np.int64)
+                whole[e.rank[:n]] = assigned.numpy()
+                cluster_of[e.neuron] = whole
+    return Clustered(columns.concat("scores", rows), columns.concat("clusters", found), cluster_of)
+
+
+def _clusters(e: Examples, labels: Tensor, gram: Tensor, text: Tensor, images: Images, data: Space) -> pa.Table:
+    """Rows of `clusters` of one neuron."""
+    k = int(labels.max()) + 1
+    top = min(N_NAMES, len(data.prompts))
+    names, cosine = scores.name_clusters(text[None], labels[None], k, data.vocabulary, top)
+    members = [torch.nonzero(labels == c).flatten() for c in range(k)]
+    prototypes, label, share = [], [], []
+    for m in members:
+        # Nearest to the centre = largest mean inner product with the cluster, for unit vectors.
+        closeness = gram[m][:, m].mean(1)
+        nearest = m[torch.argsort(closeness, descending=True, stable=True)[:N_PROTOTYPES]]
+        prototypes.append([int(data.ids[r]) for r in e.rows[nearest.numpy()]])
+        codes = np.bincount(e.label[m.numpy()])
+        label.append(images.labels[int(codes.argmax())])
+        share.append(float(codes.max() / codes.sum()))
+    return columns.table(
+        "clusters",
+        {
+            "neuron": [e.neuron] * k,
+            "cluster": list(range(k)),
+            "size": [len(m) for m in members],
+            "name": [data.prompts[i] for i in names[0, :, 0].tolist()],
+            "name_score": cosine[0, :, 0].double().numpy(),
+            "names": [[data.prompts[i] for i in row] for row in names[0].tolist()],
+            "label": label,
+            "label_frac": share,
+            "prototypes": prototypes,
+            "thumbnails": [None] * k,
+        },
+    )

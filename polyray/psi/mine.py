@@ -1,0 +1,348 @@
+"""Index, mine, merge: which images stand for each neuron?
+
+Source: arXiv 2508.16950, section 3.2. Deviations: one image per group of identical pictures; ties broken by hash;
+read-outs that saturate are ranked by their pre-activation.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from polyray import columns
+from polyray.config import Science
+from polyray.errors import DataError
+from polyray.kernels import random, topk
+from polyray.models.readouts import LayerInfo
+from polyray.models.vision import Subject
+from polyray.probes.images import ProbeSet, pixel_hash, view
+
+Failure = tuple[str | None, str, int | None, str]
+"""layer, item, item_id, reason: a row of the failures table."""
+
+
+def index(probe: ProbeSet, examples: range) -> tuple[pa.Table, list[Failure]]:
+    """Reads a range of images once: which can be read, and which pixels they hold.
+
+    Returns:
+        Rows of `images`, and one failure for each image that cannot be read.
+    """
+    rows: dict[str, list[object]] = {
+        c: [] for c in ("example", "name", "label", "status", "reason", "width_px", "height_px", "pixel_hash")
+    }
+    failed: list[Failure] = []
+    for example in examples:
+        reason, height, width, digest = None, None, None, None
+        try:
+            rgb = probe.read(example)
+            height, width = rgb.shape[:2]
+            digest = pixel_hash(rgb)
+        except DataError as e:
+            reason = str(e)
+            failed.append((None, "image", example, reason))
+        for column, value in zip(
+            rows,
+            (
+                example,
+                probe.names[example],
+                probe.labels[example],
+                "ok" if reason is None else "failed",
+                reason,
+                width,
+                height,
+                digest,
+            ),
+            strict=True,
+        ):
+            rows[column].append(value)
+    return columns.table("images", rows), failed
+
+
+class Images(NamedTuple):
+    """What the stages after `index` need to know of the probe set."""
+
+    distinct: NDArray[np.int64]
+    """Readable images, one of each group of identical pictures (the first), ascending."""
+    label_of: NDArray[np.int64]
+    """Class code of every image."""
+    labels: list[str]
+    """Class name of each code."""
+
+
+def distinct_images(images: pa.Table) -> Images:
+    """Readable images without repeats, from the whole `images` table in order of example."""
+    hashes = images["pixel_hash"].to_pylist()
+    seen: set[str] = set()
+    distinct = []
+    for example, h in enumerate(hashes):
+        if h is not None and h not in seen:
+            seen.add(h)
+            distinct.append(example)
+    labels = images["label"].to_pylist()
+    names = sorted(set(labels))
+    code = {name: i for i, name in enumerate(names)}
+    return Images(np.array(distinct, dtype=np.int64), np.array([code[x] for x in labels], dtype=np.int64), names)
+
+
+def smallest_hashes(seed: int, stream: int, word: int, examples: NDArray[np.int64], n: int) -> NDArray[np.int64]:
+    """n of the examples drawn uniformly without replacement: those of smallest random bits, ascending."""
+    hashes = random.bits(seed, stream, word, torch.from_numpy(examples)).numpy()
+    order = np.lexsort((examples, hashes))
+    return np.sort(examples[order[:n]])
+
+
+def pool_neurons(science: Science, layer: str, width: int, examples: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The uniformly drawn index (among `width` neurons) whose peak each image would give to the layer's pool."""
+    u = random.uniform(science.seed, random.POOL_NEURON, random.layer_word(layer), torch.from_numpy(examples))
+    return np.minimum((u.numpy() * width).astype(np.int64), width - 1)
+
+
+class Mined(NamedTuple):
+    """What one range of images contributes, by layer."""
+
+    parts: dict[str, pa.Table]
+    pool_peaks: dict[str, pa.Table]
+    failed: list[Failure]
+
+
+def mine(
+    subject: Subject,
+    probe: ProbeSet,
+    science: Science,
+    images: Images,
+    layers: Sequence[LayerInfo],
+    neurons: Mapping[str, NDArray[np.int64]],
+    examples: range,
+) -> Mined:
+    """Top examples of a range of images for every layer, in one pass.
+
+    Args:
+        subject: the network under study.
+        probe: the probe set.
+        science: the sweep's settings.
+        images: the distinct readable images.
+        layers: the layers that are swept.
+        neurons: the neurons of each layer that are swept.
+        examples: the range; repeats and unreadable images in it are passed over.
+
+    Returns:
+        Rows of `mine_parts` and `pool_peaks` for each layer. An image that has become unreadable since it was
+        indexed is a failure and contributes nothing.
+    """
+    wanted = images.distinct[(images.distinct >= examples.start) & (images.distinct < examples.stop)]
+    responses: dict[str, list[torch.Tensor]] = {info.name: [] for info in layers}
+    positions: dict[str, list[torch.Tensor]] = {info.name: [] for info in layers}
+    done: list[int] = []
+    failed: list[Failure] = []
+    step = science.subject.micro_batch
+    pending: list[tuple[int, NDArray[np.uint8]]] = []
+
+    def forward() -> None:
+        batch = np.stack([v for _, v in pending])
+        for name, (response, position) in subject.responses(batch, [info.name for info in layers]).items():
+            keep = torch.from_numpy(neurons[name])
+            responses[name].append(response.cpu()[:, keep])
+            positions[name].append(position.cpu()[:, keep].int())
+        done.extend(e for e, _ in pending)
+        pending.clear()
+
+    for example in wanted.tolist():
+        try:
+            pending.append((example, view(probe.read(example), science.subject.input_px, science.subject.resize)))
+        except DataError as e:
+            failed.append((None, "image", example, str(e)))
+        if len(pending) == step:
+            forward()
+    if pending:
+        forward()
+
+    parts: dict[str, pa.Table] = {}
+    peaks: dict[str, pa.Table] = {}
+    pooled = smallest_hashes(science.seed, random.POOL_IMAGE, 0, images.distinct, science.embed.n_pool)
+    ids = np.array(done, dtype=np.int64)
+    for info in layers:
+        name = info.name
+        n = len(neurons[name])
+        response = torch.cat(responses[name]) if done else torch.zeros(0, n)
+        position = torch.cat(positions[name]) if done else torch.zeros(0, n, dtype=torch.int32)
+        parts[name] = _part(response, position, ids, science, info, neurons[name])
+        rows = np.flatnonzero(np.isin(ids, pooled))
+        column = pool_neurons(science, name, n, ids[rows])
+        peaks[name] = columns.table(
+            "pool_peaks",
+            {
+                "example": ids[rows],
+                "neuron": neurons[name][column],
+                "position": position.numpy()[rows, column],
+            },
+        )
+    return Mined(parts, peaks, failed)
+
+
+def _part(
+    response: torch.Tensor,
+    position: torch.Tensor,
+    ids: NDArray[np.int64],
+    science: Science,
+    info: LayerInfo,
+    neurons: NDArray[np.int64],
+) -> pa.Table:
+    finite = torch.isfinite(response)
+    counted = response.double().where(finite, torch.zeros((), dtype=torch.float64))
+    ranked = response.where(response > 0, torch.nan) if info.positive_only else response
+    top = topk.top_examples(
+        ranked,
+        position,
+        torch.from_numpy(ids),
+        science.mine.K_keep,
+        science.seed,
+        random.layer_word(info.name),
+        torch.from_numpy(neurons),
+    )
+    low = response.where(finite, torch.inf).amin(0) if len(response) else torch.full((len(neurons),), torch.inf)
+    high = response.where(finite, -torch.inf).amax(0) if len(response) else torch.full((len(neurons),), -torch.inf)
+    bins = topk.histogram(response).numpy()
+    kept = (top.example >= 0).sum(1).numpy()
+    return columns.table(
+        "mine_parts",
+        {
+            "neuron": neurons,
+            "n_images": finite.sum(0).numpy(),
+            "n_nonfinite": (~finite).sum(0).numpy(),
+            "n_positive": ((response > 0) & finite).sum(0).numpy(),
+            "total": counted.sum(0).numpy(),
+            "total_sq": counted.square().sum(0).numpy(),
+            "minimum": _nan_if_infinite(low.numpy()),
+            "maximum": _nan_if_infinite(high.numpy()),
+            "n_equal_cut": top.n_equal_cut.numpy(),
+            "bins": columns.ragged(bins.ravel(), np.full(len(neurons), bins.shape[1]), pa.int32()),
+            "example": columns.ragged_prefix(top.example.numpy(), kept, pa.int32()),
+            "response": columns.ragged_prefix(top.response.numpy(), kept, pa.float32()),
+            "position": columns.ragged_prefix(top.position.numpy(), kept, pa.int32()),
+        },
+    )
+
+
+def _nan_if_infinite(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.where(np.isinf(x), np.float32(np.nan), x)
+
+
+def merge(parts: Sequence[pa.Table], science: Science, info: LayerInfo) -> tuple[pa.Table, pa.Table]:
+    """Top examples and response distribution over the whole probe set.
+
+    Args:
+        parts: rows of `mine_parts` of one layer, one table a range, in order of range, the same neurons in each.
+        science: the sweep's settings.
+        info: the layer.
+
+    Returns:
+        Rows of `mined` and of `histograms`. A neuron is excluded with its reason when a response was not finite,
+        when it never fires (`dead`), never varies (`constant`), or has fewer than k_min examples that count.
+    """
+    neurons = columns.numbers(parts[0], "neuron").astype(np.int64)
+    n_images, n_nonfinite, n_positive, total, total_sq = (
+        np.add.reduce([columns.numbers(p, c).astype(np.float64) for p in parts])
+        for c in ("n_images", "n_nonfinite", "n_positive", "total", "total_sq")
+    )
+    low = np.fmin.reduce([columns.numbers(p, "minimum").astype(np.float32) for p in parts])
+    high = np.fmax.reduce([columns.numbers(p, "maximum").astype(np.float32) for p in parts])
+    bins = np.add.reduce([columns.padded(p["bins"], 0) for p in parts])
+
+    example, response, position = (
+        np.concatenate([columns.padded(p[c], fill) for p in parts], axis=1)
+        for c, fill in (("example", -1), ("response", np.nan), ("position", -1))
+    )
+    top = topk.top_examples(
+        torch.from_numpy(response.T),
+        torch.from_numpy(position.T),
+        torch.from_numpy(example.T),
+        science.mine.K_keep,
+        science.seed,
+        random.layer_word(info.name),
+        torch.from_numpy(neurons),
+    )
+    kept = (top.example >= 0).sum(1).numpy()
+    tied = _tied_at_cut(parts, response, top.response.numpy(), kept, science.mine.K)
+
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = total / n_images
+        std = np.sqrt(np.maximum(total_sq / n_images - mean**2, 0.0))
+        positive = n_positive / n_images
+    reasons = [
+        _reason(int(n), int(bad), int(fired), lo, hi, int(k), science.mine.k_min, info.positive_only)
+        for n, bad, fired, lo, hi, k in zip(n_images, n_nonfinite, n_positive, low, high, kept, strict=True)
+    ]
+    mined = columns.table(
+        "mined",
+        {
+            "neuron": neurons,
+            "status": ["ok" if r is None else "excluded" for r in reasons],
+            "reason": reasons,
+            "n_tied_at_cut": tied,
+            "example": columns.ragged_prefix(top.example.numpy(), kept, pa.int32()),
+            "response": columns.ragged_prefix(top.response.numpy(), kept, pa.float32()),
+            "position": columns.ragged_prefix(top.position.numpy(), kept, pa.int32()),
+        },
+    )
+    histograms = columns.table(
+        "histograms",
+        {
+            "neuron": neurons,
+            "n_images": n_images.astype(np.int64),
+            "n_nonfinite": n_nonfinite.astype(np.int64),
+            "positive_frac": positive,
+            "mean": mean,
+            "std": std,
+            "minimum": low,
+            "maximum": high,
+            "bins": columns.ragged(bins.ravel(), np.full(len(neurons), bins.shape[1]), pa.int32()),
+        },
+    )
+    return mined, histograms
+
+
+def _tied_at_cut(
+    parts: Sequence[pa.Table],
+    response: NDArray[np.float32],
+    top: NDArray[np.float32],
+    kept: NDArray[np.int64],
+    K: int,
+) -> NDArray[np.int64]:
+    """Images whose response equals that of the last of the K: those listed, and those that ranges left out."""
+    if top.shape[1] == 0:
+        return np.zeros(len(top), dtype=np.int64)
+    at = np.clip(np.minimum(kept, K) - 1, 0, None)
+    cut = top[np.arange(len(top)), at]
+    tied = (response == cut[:, None]).sum(1)
+    for p in parts:
+        listed = columns.padded(p["response"], np.nan)
+        if listed.shape[1]:
+            tied += np.where(listed[:, -1] == cut, columns.numbers(p, "n_equal_cut"), 0)
+    return tied
+
+
+def _reason(
+    n_images: int,
+    n_nonfinite: int,
+    n_positive: int,
+    low: float,
+    high: float,
+    n_kept: int,
+    k_min: int,
+    positive_only: bool,
+) -> str | None:
+    """Why a neuron cannot be scored, None where it can."""
+    if n_nonfinite > 0:
+        return f"not finite: {n_nonfinite} responses are NaN or infinite"
+    if n_images == 0:
+        return "no images"
+    if positive_only and n_positive == 0:
+        return "dead"
+    if low == high:
+        return "constant"
+    if n_kept < k_min:
+        return f"too few examples: {n_kept} of at least {k_min}"
+    return None

@@ -1,0 +1,185 @@
+"""Summarise: what needs the whole sweep. q over all scored neurons, AUROC against null neurons, diagnoses.
+
+Place in the flow: last; made by one unit that reads all parts, never patched into them. Source: arXiv 2508.16950,
+sections 4 and 5.1, table 1; q-values, intervals and the share of null neurons called are ours.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from polyray import columns
+from polyray.config import Science
+from polyray.kernels import random, statistics
+from polyray.psi.calibrate import scores_of
+from polyray.schema import NULL_KINDS, PRESETS
+
+
+def summarise(
+    layers: Sequence[str], neurons: pa.Table, null_neurons: pa.Table, science: Science
+) -> tuple[dict[str, pa.Table], pa.Table]:
+    """Rows of `neuron_summary` by layer, and of `layer_summary`.
+
+    Args:
+        layers: names in order of depth.
+        neurons: all rows of `neurons` with their layer.
+        null_neurons: all rows of `null_neurons` with their layer.
+        science: the sweep's settings.
+
+    Returns:
+        `called` means q < alpha under `specific`. A null neuron counts as called when its p is at most the largest p
+        among the neurons called, so that discoveries and null calls answer to the same threshold.
+    """
+    alpha = science.calibrate.alpha
+    p = _float(neurons, "specific_p")
+    q = statistics.benjamini_hochberg(torch.from_numpy(p)).numpy()
+    called = q < alpha
+    threshold = float(p[called].max()) if called.any() else -1.0
+    layer_of = neurons["layer"].to_numpy(zero_copy_only=False)
+    null_layer_of = null_neurons["layer"].to_numpy(zero_copy_only=False)
+    summaries: dict[str, pa.Table] = {}
+    rows = _Rows()
+    for layer in layers:
+        here = layer_of == layer
+        part = neurons.filter(pa.array(here))
+        known = ~np.isnan(q[here])
+        summaries[layer] = columns.table(
+            "neuron_summary",
+            {
+                "neuron": part["neuron"],
+                "q": q[here],
+                "called": pa.array(called[here], mask=~known),
+                "diagnosis": diagnose(part, science),
+            },
+        )
+        _layer(
+            rows, layer, part, called[here], null_neurons.filter(pa.array(null_layer_of == layer)), threshold, science
+        )
+    _layer(rows, None, neurons, called, null_neurons, threshold, science)
+    return summaries, rows.table()
+
+
+class _Rows:
+    def __init__(self) -> None:
+        self.rows: list[dict[str, object]] = []
+
+    def add(
+        self,
+        layer: str | None,
+        metric: str,
+        value: float,
+        n: int,
+        *,
+        preset: str | None = None,
+        null_kind: str | None = None,
+        score: str | None = None,
+        low: float = np.nan,
+        high: float = np.nan,
+    ) -> None:
+        row: dict[str, object] = {"layer": layer, "metric": metric, "preset": preset, "null_kind": null_kind}
+        row |= {"score": score, "n": n}
+        row |= {c: None if np.isnan(x) else float(x) for c, x in (("value", value), ("low", low), ("high", high))}
+        self.rows.append(row)
+
+    def table(self) -> pa.Table:
+        names = ("layer", "metric", "preset", "null_kind", "score", "value", "low", "high", "n")
+        return columns.table("layer_summary", {c: [r[c] for r in self.rows] for c in names})
+
+
+def _layer(
+    rows: _Rows,
+    layer: str | None,
+    neurons: pa.Table,
+    called: NDArray[np.bool_],
+    null_neurons: pa.Table,
+    threshold: float,
+    science: Science,
+) -> None:
+    status = Counter(neurons["status"].to_pylist())
+    rows.add(layer, "n_neurons", len(neurons), len(neurons))
+    for s in ("ok", "excluded", "failed"):
+        rows.add(layer, f"n_{s}", status[s], len(neurons))
+    # Counts in a reason ("12 of at least 20") differ between neurons; what stands before them does not.
+    reasons = Counter(str(r).split(":")[0] for r in neurons["reason"].to_pylist() if r is not None)
+    for reason, count in sorted(reasons.items()):
+        rows.add(layer, f"n_reason:{reason}", count, len(neurons))
+    ok = np.array([s == "ok" for s in neurons["status"].to_pylist()], dtype=bool)
+    n_ok = int(ok.sum())
+    scored = neurons.filter(pa.array(ok))
+    rows.add(layer, "called_frac", float(called[ok].mean()) if n_ok else np.nan, n_ok, preset="specific")
+    rows.add(layer, "median_k", _median(_float(scored, "k")), n_ok)
+    kinds = null_neurons["kind"].to_numpy(zero_copy_only=False)
+    null_p = _float(null_neurons, "specific_p")
+    for kind in NULL_KINDS:
+        p = null_p[kinds == kind]
+        frac = float((p <= threshold).mean()) if len(p) else np.nan
+        rows.add(layer, "null_called_frac", frac, len(p), preset="specific", null_kind=kind)
+    for preset in PRESETS:
+        rows.add(layer, "median_log_psi", _median(_float(scored, f"{preset}_log_psi")), n_ok, preset=preset)
+        p = _float(scored, f"{preset}_p")
+        rows.add(layer, "p05_frac", float((p < 0.05).mean()) if n_ok else np.nan, n_ok, preset=preset)
+        for c in ("S", "Q", "D"):
+            rows.add(layer, "median_z", _median(_float(scored, f"{preset}_{c}_z")), n_ok, preset=preset, score=c)
+        wanted = [f"{preset}_{c}_z" for c in ("S", "Q", "D")] + [f"{preset}_log_psi"]
+        real = scores_of({c: _float(scored, c) for c in wanted}, preset)
+        fake = scores_of({c: _float(null_neurons, c) for c in wanted}, preset)
+        for kind in NULL_KINDS:
+            word = random.layer_word(layer or "")
+            for name in real:
+                a, b = _finite(real[name]), _finite(fake[name][kinds == kind])
+                low, high = statistics.auroc_interval(a, b, science.calibrate.n_bootstrap, science.seed, word)
+                rows.add(
+                    layer,
+                    "auroc",
+                    statistics.auroc(a, b),
+                    len(a),
+                    preset=preset,
+                    null_kind=kind,
+                    score=name,
+                    low=low,
+                    high=high,
+                )
+
+
+def _float(rows: pa.Table, column: str) -> NDArray[np.float64]:
+    return columns.numbers(rows, column).astype(np.float64)
+
+
+def _finite(values: NDArray[np.float64]) -> torch.Tensor:
+    return torch.from_numpy(values[~np.isnan(values)])
+
+
+def _median(values: NDArray[np.float64]) -> float:
+    values = values[~np.isnan(values)]
+    return float(np.median(values)) if len(values) else np.nan
+
+
+def diagnose(neurons: pa.Table, science: Science) -> list[str | None]:
+    """Named patterns of each neuron, several separated by `; `.
+
+    Excluded: dead, constant, too few examples. Scored: `saturated` (more than K/4 images tied at the cut),
+    `low-level split` (S beyond chance under `specific`, Q and D not), `same concept, two classes` (Q beyond chance,
+    D not); beyond chance is p < 0.05. (`name-sensitive` needs scores under other prompts and is no part of this.)
+    """
+    found: list[str | None] = []
+    rows = neurons.select(
+        ["status", "reason", "n_tied_at_cut", "specific_S_p", "specific_Q_p", "specific_D_p"]
+    ).to_pylist()
+    for row in rows:
+        names = []
+        if row["status"] == "excluded":
+            names += [d for d in ("dead", "constant", "too few examples") if str(row["reason"]).startswith(d)]
+        if row["n_tied_at_cut"] is not None and row["n_tied_at_cut"] > science.mine.K / 4:
+            names += [] if "dead" in names or "constant" in names else ["saturated"]
+        s, qp, d = (row[f"specific_{c}_p"] for c in ("S", "Q", "D"))
+        if row["status"] == "ok" and None not in (s, qp, d):
+            if s < 0.05 and qp >= 0.05 and d >= 0.05:
+                names.append("low-level split")
+            if qp < 0.05 and d >= 0.05:
+                names.append("same concept, two classes")
+        found.append("; ".join(names) or None)
+    return found

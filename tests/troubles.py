@@ -1,0 +1,61 @@
+"""Networks that make trouble in the worker that runs them, when and as often as a test asks for it."""
+
+import errno
+import os
+import signal
+from pathlib import Path
+
+import torch
+from networks import EdgeNet, edge_net
+from torch import Tensor, nn
+
+from polyray import files
+
+MICRO_BATCH = 32
+
+
+class Troubled(EdgeNet):
+    """`EdgeNet` that looks for files in a folder at every forward of mining.
+
+    `die` holds a number: at that forward of this process the file is removed and the process kills itself. While
+    `full` exists, from the forward with its number on, nothing can be written: a mock of a full disk.
+    """
+
+    def __init__(self, folder: str) -> None:
+        super().__init__()
+        self._folder = Path(folder)
+        self._n_forwards = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) == MICRO_BATCH and not torch.is_grad_enabled():
+            self._n_forwards += 1
+            self._make_trouble()
+        return super().forward(x)
+
+    def _make_trouble(self) -> None:
+        if self._asked("die"):
+            (self._folder / "die").unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self._asked("full"):
+            files._write = self._write_on_full_disk
+
+    def _asked(self, name: str) -> bool:
+        path = self._folder / name
+        return path.exists() and self._n_forwards >= int(path.read_text())
+
+    def _write_on_full_disk(self, path: Path, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def edge_net_in(folder: str) -> nn.Module:
+    """The network of `networks.edge_net`, tensor by tensor, with trouble."""
+    net = Troubled(folder)
+    net.load_state_dict(edge_net().state_dict())
+    return net.eval()
+
+
+def unbuildable(pid: int) -> nn.Module:
+    """A network that can be built in one process alone, as one whose package the workers lack."""
+    if os.getpid() != pid:
+        raise RuntimeError("this network cannot be built here")
+    return edge_net()
