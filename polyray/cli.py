@@ -134,6 +134,8 @@ def _run(config: Config, out: str, as_json: bool) -> int:
         print(json.dumps(figures | {"picture": str(picture), "notes": resolved.notes, "layers": records}))
     else:
         _print_summary(console, records, config)
+        if n_failures := dataset["failures"].count_rows():
+            console.print(f"[bold yellow]note[/] {n_failures} images, patches or neurons failed; see table failures")
         console.print(f"done in {_duration(seconds)}; run_id {outcome.run_id}")
         console.print(f"at a glance: {escape(str(picture))}; the tables: polyray.open({escape(repr(out))})")
     return OK
@@ -155,8 +157,8 @@ def _print_summary(console: Console, records: list[dict[str, Any]], config: Conf
 
 _CAPTION = (
     "log ψ: median log_psi under specific (-2.08 at chance). AUROC of log_psi, real against null neurons: paper "
-    "against rotation, selective against pool, specific against one_concept. q < α: share of scored neurons called under "
-    "specific. null called: share of one_concept null neurons that the same threshold calls."
+    "against rotation, selective against pool, specific against one_concept. q < α: share of scored neurons called "
+    "under specific. null called: share of one_concept null neurons that the same threshold calls."
 )
 
 
@@ -256,7 +258,9 @@ def _print_plan(console: Console, e: Any) -> None:
             escape(x["layer"]), neurons, x["grid"], x["layout"], x["activation"] or "–", x["ranked_by"], receptive
         )
     console.print(table)
-    table = Table("stage", "units", "device-hours", title="work, at most", title_justify="left")
+    table = Table(
+        "stage", "units", "device-hours", title="work, where every neuron has K examples", title_justify="left"
+    )
     for stage, n in e.units.items():
         hours = e.device_hours.get(stage)
         table.add_row(stage, f"{n:,}", "–" if hours is None else f"{hours:.2f}")

@@ -251,6 +251,8 @@ class Science(Section):
 
     @model_validator(mode="after")
     def _enough_examples(self) -> "Science":
+        if self.embed.n_pool < self.mine.K:
+            raise ValueError(f"embed.n_pool >= mine.K must hold, got {self.embed.n_pool} and {self.mine.K}")
         if self.mine.k_min <= self.cluster.k_range[1]:
             raise ValueError(
                 f"mine.k_min must be above cluster.k_range[1], got {self.mine.k_min} and {self.cluster.k_range[1]}"
@@ -303,6 +305,17 @@ class Config(Section):
 
     science: Science
     execution: Execution = Execution()
+
+    @model_validator(mode="after")
+    def _gpus(self) -> "Config":
+        if self.science.numerics.device == "cuda":
+            for kind, pool in (("subject", self.execution.subject), ("encoder", self.execution.encoder)):
+                if pool.num_gpus == 0:
+                    raise ValueError(
+                        f"science.numerics.device is 'cuda', but execution.{kind}.num_gpus is 0: every actor would "
+                        "load onto the same GPU; set it to 1, or to the share that one actor needs"
+                    )
+        return self
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:

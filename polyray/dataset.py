@@ -2,6 +2,9 @@
 
 Which question it answers: *what did the sweep find?* Place in the flow: after `store.py`, before reports and
 notebooks; needs OUT alone, no model and no probe set. `polyray.open` is `open` here.
+
+Once a run is finished any reader of Hive-partitioned Parquet may read a table's folder instead. Such readers take
+layers for numbers where all of them are digits, and see a very long name of a layer shortened.
 """
 
 from collections.abc import Iterator, Mapping

@@ -15,6 +15,7 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 
 from polyray import files
+from polyray.digest import in_order
 from polyray.errors import StoreError, nearest
 from polyray.records import PartInfo
 from polyray.schema import TABLES, Table
@@ -117,7 +118,7 @@ def read_parts(out: Path, table: Table, parts: Iterable[PartInfo], columns: Sequ
             f"cannot read table {table.name!r} of {str(out)!r}: {e}. A committed part is missing or damaged: "
             "`polyray verify` names it; delete its unit's record in commits/ and run again to do the unit again."
         ) from e
-    return rows.sort_by([(k, "ascending") for k in order]).select(chosen)
+    return in_order(rows, order).select(chosen)
 
 
 def _cast(column: pa.ChunkedArray, field: pa.Field, table: str) -> pa.ChunkedArray:

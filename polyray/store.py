@@ -323,15 +323,15 @@ def removable(path: str) -> bool:
 
 
 def digests_of(receipts: Iterable[Receipt]) -> dict[str, TableDigest]:
-    parts = [(r.unit_key, p) for r in receipts for p in r.parts]
-    present = {p.table for _, p in parts}
+    """Rows and digest of every table that has a part in these receipts, in the schema's order."""
+    parts: dict[str, list[tuple[str, str | None, str, int]]] = {}
+    for r in receipts:
+        for p in r.parts:
+            parts.setdefault(p.table, []).append((r.unit_key, p.layer, p.digest, p.n_rows))
     return {
-        name: TableDigest(
-            n_rows=sum(p.n_rows for _, p in parts if p.table == name),
-            digest=table_digest((u, p.layer, p.digest, p.n_rows) for u, p in parts if p.table == name),
-        )
+        name: TableDigest(n_rows=sum(p[3] for p in parts[name]), digest=table_digest(parts[name]))
         for name in TABLES
-        if name in present
+        if name in parts
     }
 
 

@@ -3,3 +3,5 @@
 from jaxtyping import install_import_hook
 
 install_import_hook("polyray.kernels", "beartype.beartype")
+
+pytest_plugins = ["sweeps"]

@@ -5,6 +5,7 @@ from typing import NoReturn
 import pytest
 
 SKIPS = {
+    "small-disk": "needs root to mount a small file system",
     "research-data": "needs the research data beside the project (../shared/data)",
 }
 

@@ -123,10 +123,15 @@ def commits(out: Path, stage: str) -> list[str]:
     return sorted(p.name for p in (out / "commits").glob(f"{stage}*.json"))
 
 
+def python_path() -> str:
+    """tests/ before whatever is there already, so that workers can import what lies in it."""
+    return os.pathsep.join(filter(None, (str(TESTS), os.environ.get("PYTHONPATH"))))
+
+
 def clean_environment(home: Path) -> dict[str, str]:
     """What a command of its own process sees: nothing of the Ray that the tests run, and a home of its own."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    return kept | {"HOME": str(home), "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
+    return kept | {"HOME": str(home), "PYTHONPATH": python_path(), "OMP_NUM_THREADS": "1"}
 
 
 class Command:
@@ -200,11 +205,11 @@ def descendants(pid: int) -> list[int]:
 
 @pytest.fixture(scope="session")
 def ray_here() -> Iterator[None]:
-    """The one Ray of the test run; its workers can import what lies in tests/."""
+    """The one Ray of the test run."""
     with pytest.MonkeyPatch.context() as patch:
         for name in [n for n in os.environ if n.startswith("RAY_")]:
             patch.delenv(name)
-        patch.setenv("PYTHONPATH", str(TESTS))
+        patch.setenv("PYTHONPATH", python_path())
         with service.cluster(Execution()):
             yield
 

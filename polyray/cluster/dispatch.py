@@ -190,6 +190,11 @@ class Dispatcher:
         """Every unit has ended, as done, failed or quarantined; not true of a stage that stopped half-way."""
         return not self._open
 
+    @property
+    def n_waiting(self) -> int:
+        """Units that are neither in flight nor ended."""
+        return len(self._backlog) + len(self._touched) + len(self._solo)
+
     def progress(self, now_s: float) -> Progress:
         """How far the stage is at `now_s`."""
         counts = self._n_done, len(self.failed), len(self.quarantined), len(self._units)
@@ -212,7 +217,7 @@ class Dispatcher:
             return len(self._actors)
         n_solo_live = sum(key in self._live for key in self._survivors_at_solo)
         n_busy = sum(bool(actor.calls) for actor in self._actors.values()) - n_solo_live
-        n_waiting = len(self._backlog) + len(self._touched)
+        n_waiting = self.n_waiting - len(self._solo)
         n_need = len(self._open)
         if self._s_per_weight:
             n_need = math.ceil(self._open_weight * statistics.median(self._s_per_weight) / self._policy.bundle_s)

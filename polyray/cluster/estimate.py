@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from polyray.cluster import plan
-from polyray.config import Config, TinyImageNet
+from polyray.config import Config, NumericsConfig, TinyImageNet
 from polyray.errors import DataError, ModelError
 from polyray.kernels import random
 from polyray.models.encoders import Encoder, load_encoder
@@ -37,7 +37,7 @@ class Estimate:
     n_neurons: int = 0
     n_images: int = 0
     units: dict[str, int] = field(default_factory=dict)
-    """Units by stage; those of embed and draw at most, since they follow from what is mined."""
+    """Units by stage; those of embed at most, those of draw where every neuron has K examples."""
     device_hours: dict[str, float] = field(default_factory=dict)
     """Hours by stage on one actor of this machine's device."""
     memory_gb: dict[str, float] = field(default_factory=dict)
@@ -78,6 +78,11 @@ def estimate(config: Config) -> Estimate:
     return e
 
 
+def _here(numerics: NumericsConfig) -> NumericsConfig:
+    """The device asked for where this machine has it, so that times are the device's; the CPU elsewhere."""
+    return numerics if torch.cuda.is_available() else numerics.model_copy(update={"device": "cpu"})
+
+
 def _layer(info: LayerInfo, n: int) -> dict[str, Any]:
     return {
         "layer": info.name,
@@ -109,23 +114,23 @@ def _n_images(config: Config, e: Estimate) -> int:
 def _subject(config: Config, e: Estimate) -> Subject:
     science = config.science
     try:
-        return load_subject(science.subject, science.numerics)
+        return load_subject(science.subject, _here(science.numerics))
     except ModelError as error:
         if science.subject.weights == "none":
             raise
         e.problems.append(f"subject: {error}")
-        return load_subject(science.subject.model_copy(update={"weights": "none"}), science.numerics)
+        return load_subject(science.subject.model_copy(update={"weights": "none"}), _here(science.numerics))
 
 
 def _encoder(config: Config, e: Estimate) -> Encoder | None:
     science = config.science
     try:
-        return load_encoder(science.encoder, science.numerics)
+        return load_encoder(science.encoder, _here(science.numerics))
     except ModelError as error:
         e.problems.append(f"encoder: {error}")
     if science.encoder.kind != "open_clip":
         return None
-    return load_encoder(science.encoder.model_copy(update={"pretrained": "none"}), science.numerics)
+    return load_encoder(science.encoder.model_copy(update={"pretrained": "none"}), _here(science.numerics))
 
 
 def _count_units(e: Estimate, shape: plan.Shape, n_patches: Mapping[str, int]) -> None:

@@ -106,6 +106,8 @@ class Sweep:
     layers: "tuple[LayerInfo, ...]"
     neurons: Mapping[str, NDArray[np.int64]]
     """Neurons that are swept, by layer, ascending."""
+    contents: Mapping[str, str]
+    """Digests of weights, probe set and prompts, and torch's version: what an actor must find on its node as well."""
 
     @property
     def science(self) -> Science:

@@ -50,6 +50,8 @@ def resolve(config: Config, out: str) -> Resolved:
         raise ConfigError(
             "science.numerics.device is 'cuda', but torch sees no GPU here; say 'cpu', or give an address."
         )
+    # Names, shapes and digests need no GPU, and the driver's machine may have none.
+    here = science.numerics.model_copy(update={"device": "cpu"})
     prompts = load_prompts(science.vocabulary)
     probe = open_probe(science.probe)
     if len(probe) < science.mine.k_min:
@@ -62,7 +64,7 @@ def resolve(config: Config, out: str) -> Resolved:
             f"{len(probe)} images at subject.input_px {science.subject.input_px} are too many to number patches; "
             f"at most {max_examples(science.subject.input_px)} fit."
         )
-    subject = load_subject(science.subject, science.numerics)
+    subject = load_subject(science.subject, here)
     layers = tuple(subject.readouts.layers(science.subject.layers))
     neurons = neurons_swept(resolve_neurons(science.subject.neurons, layers), layers)
     layers = tuple(info for info in layers if len(neurons[info.name]))
@@ -73,7 +75,7 @@ def resolve(config: Config, out: str) -> Resolved:
     subject_name = science.subject.name or science.subject.factory
     del subject
     gc.collect()
-    encoder = load_encoder(science.encoder, science.numerics)
+    encoder = load_encoder(science.encoder, here)
     notes += encoder.notes
     encoder_digest = encoder.digest
     encoder_trained = encoder.trained
@@ -87,6 +89,7 @@ def resolve(config: Config, out: str) -> Resolved:
         notes.append(
             f"the pool is the whole probe set: {len(probe)} images, fewer than n_pool = {science.embed.n_pool}"
         )
+    notes += pool_notes(config, min(len(probe), science.embed.n_pool))
     notes += floor_note(config, sum(len(n) for n in neurons.values()))
     contents = {
         "subject": subject_digest,
@@ -108,8 +111,26 @@ def resolve(config: Config, out: str) -> Resolved:
         "layers": {info.name: len(neurons[info.name]) for info in layers},
         "notes": notes,
     }
-    sweep = Sweep(config, out, len(probe), layers, {info.name: neurons[info.name] for info in layers})
+    swept = {info.name: neurons[info.name] for info in layers}
+    sweep = Sweep(config, out, len(probe), layers, swept, contents | {"torch": torch.__version__})
     return Resolved(sweep, identity(config, contents, VERSION), provenance, notes)
+
+
+def pool_notes(config: Config, n_pool: int) -> list[str]:
+    """Warnings where the pool is too small for what is drawn from it."""
+    K, B = config.science.mine.K, config.science.calibrate.B
+    notes = []
+    if n_pool < 10 * K:
+        notes.append(
+            f"the pool has {n_pool} patches, fewer than 10 K = {10 * K}: the K nearest of a patch are then hardly one "
+            "thing, and `specific` is conservative; raise embed.n_pool or lower mine.K"
+        )
+    if n_pool // 2 < B:
+        notes.append(
+            f"B = {B} draws of one_concept share {n_pool // 2} anchors (half of the pool): their p-values are coarser "
+            "than 1/(B+1)"
+        )
+    return notes
 
 
 def floor_note(config: Config, n_neurons: int) -> list[str]:

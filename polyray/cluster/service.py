@@ -2,7 +2,8 @@
 
 Place in the flow: `cli.py` calls `run`; this is the driver, and it stays thin: it starts and lets go of actors, sends
 calls, commits receipts, and asks the dispatcher what to do next. What bites in Ray and why each guard is here: a dead
-actor raises one of several unrelated exceptions; a pending actor pends in silence; worker logs flood the driver.
+actor raises one of a dozen exceptions, so whatever Ray raises for a call means that its actor is lost (what a unit
+raises is caught in the worker); a pending actor pends in silence; worker logs flood the driver.
 """
 
 import logging
@@ -30,15 +31,6 @@ from polyray.store import Store
 
 log = logging.getLogger(__name__)
 
-ACTOR_DIED = (
-    rx.RayActorError,
-    rx.NodeDiedError,
-    rx.WorkerCrashedError,
-    rx.OutOfMemoryError,
-    rx.ActorUnavailableError,
-    rx.ObjectLostError,
-    rx.OwnerDiedError,
-)
 POLL_S = 0.2
 """Longest wait for an answer before the dispatcher is asked again."""
 PENDING_S = 60.0
@@ -56,8 +48,6 @@ class Outcome:
     """How a run ended."""
 
     run_id: str
-    failed: dict[str, str] = field(default_factory=dict)
-    """Reason by key of the units that failed or were quarantined."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Wall seconds by stage, of the stages that had work left."""
 
@@ -80,7 +70,10 @@ def cluster(execution: Execution) -> Iterator[None]:
             store_bytes = int(execution.object_store_gb * 1024**3)
             ray.init(address="local", include_dashboard=False, object_store_memory=store_bytes, **quiet)
         else:
-            ray.init(address=execution.address, **quiet)
+            try:
+                ray.init(address=execution.address, **quiet)
+            except (ConnectionError, RuntimeError, ValueError) as e:
+                raise ConfigError(f"no Ray cluster answers at {execution.address!r}: {e}") from e
         yield
     finally:
         ray.shutdown()
@@ -140,7 +133,7 @@ def run(resolved: Resolved, on_progress: OnProgress, on_message: OnMessage) -> O
         on_message: called with a line worth a person's attention.
 
     Returns:
-        The outcome; `failed` is empty where everything is there.
+        The outcome of a sweep that is whole.
 
     Raises:
         ConfigError: the cluster can never hold the actors asked for.
@@ -165,7 +158,6 @@ def run(resolved: Resolved, on_progress: OnProgress, on_message: OnMessage) -> O
                 later = stages[i + 1][1] if i + 1 < len(stages) else None
                 failed = _stage(stage, kind, later, remaining, len(units), sweep, store, crew, on_progress)
                 outcome.seconds[stage] = time.monotonic() - started_s
-                outcome.failed |= failed
                 if failed:
                     _refuse_to_go_on(stage, failed, store)
             else:
@@ -214,7 +206,9 @@ def _stage(
 ) -> dict[str, str]:
     """Runs one stage to its end; returns the reasons of units that failed."""
     pool: PoolConfig = getattr(sweep.config.execution, kind)
-    most = max(pool.min, min(pool.max or 10**6, capacity(pool, nodes())))
+    fits = capacity(pool, nodes())
+    # On a cluster that may grow, asking for more than fits now is what makes it grow.
+    most = max(pool.min, pool.max if pool.max and sweep.config.execution.address else min(pool.max or fits, fits))
     by_key = {w.key: w for w in remaining}
     dispatcher = Dispatcher(
         (Unit(w.key, w.weight, w.layer) for w in remaining),
@@ -240,7 +234,8 @@ def _stage(
             for result in results:
                 if isinstance(result, Failed):
                     if result.fatal:
-                        raise StoreError(f"unit {result.unit_key!r} cannot be written: {result.reason}")
+                        raise StoreError(f"unit {result.unit_key!r} was stopped by the dataset: {result.reason}")
+                    log.error("unit %s failed: %s\n%s", result.unit_key, result.reason, result.where)
                     dispatcher.unit_failed(result.unit_key, result.reason, now_s)
                 else:
                     store.commit(result)
@@ -313,13 +308,13 @@ class _Crew:
                 try:
                     ray.get(ref)
                     dispatcher.actor_joined(name, now_s)
-                except ACTOR_DIED as e:
+                except rx.RayError as e:
                     self._lost(name, _cause(e, starting=True), e, dispatcher)
             elif ref in self._calls:
                 call_id, name = self._calls.pop(ref)
                 try:
                     results = ray.get(ref)
-                except ACTOR_DIED as e:
+                except rx.RayError as e:
                     self._lost(name, _cause(e, starting=False), e, dispatcher)
                 else:
                     yield call_id, results

@@ -7,6 +7,7 @@ calls: what it keeps (open files, the current layer's vectors) is a copy of comm
 
 import platform
 import time
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,7 +24,7 @@ from polyray.errors import DataError, ModelError, StoreError
 from polyray.kernels import random
 from polyray.models.encoders import load_encoder
 from polyray.models.vision import load_subject
-from polyray.models.vocabulary import load_prompts
+from polyray.models.vocabulary import load_prompts, prompts_digest
 from polyray.probes.images import open_probe
 from polyray.psi import calibrate, cluster, draw, embed, extract, mine, summarise, thumbnails
 from polyray.records import PartInfo, Receipt
@@ -37,8 +38,10 @@ class Failed:
 
     unit_key: str
     reason: str
+    where: str
+    """The last frames of its traceback."""
     fatal: bool
-    """The dataset itself cannot be written: no other unit would fare better."""
+    """The dataset itself cannot be read or written: no other unit would fare better."""
 
 
 class Worker:
@@ -55,6 +58,15 @@ class Worker:
         self.science = sweep.science
         self.store = Store(sweep.out)
         self.infos = {info.name: info for info in sweep.layers}
+        self._require("torch", torch.__version__)
+
+    def _require(self, what: str, found: str) -> None:
+        """Refuses to work with other weights, prompts or versions than the driver resolved."""
+        if found != self.sweep.contents[what]:
+            raise ModelError(
+                f"node {platform.node()!r} has another {what} than the driver: {found}, not "
+                f"{self.sweep.contents[what]}. Results of both would be mixed; install the same on every node."
+            )
 
     def run(self, units: Sequence[Work]) -> list[Receipt | Failed]:
         """Does units one after the other; a unit that raises is reported and costs only itself."""
@@ -66,7 +78,8 @@ class Worker:
                 seconds = time.monotonic() - started_s
                 results.append(Receipt(work.key, parts, seconds, platform.node(), work.stage))
             except Exception as e:  # whatever a unit does costs that unit a row, never the sweep
-                results.append(Failed(work.key, f"{type(e).__name__}: {e}", isinstance(e, StoreError)))
+                where = traceback.format_exc(limit=-4)
+                results.append(Failed(work.key, f"{type(e).__name__}: {e}", where, isinstance(e, StoreError)))
         return results
 
     def parts(self, work: Work) -> list[PartInfo]:
@@ -107,6 +120,7 @@ class SubjectWorker(Worker):
         found = {info.name: info for info in self.subject.readouts.layers(list(self.infos))}
         if found != self.infos:
             raise ModelError("this actor's subject has other read-outs than the driver's: are the versions the same?")
+        self._require("subject", self.subject.digest)
 
     def parts(self, work: Work) -> list[PartInfo]:
         match work.stage:
@@ -126,7 +140,7 @@ class SubjectWorker(Worker):
                 return self.write(work, {"mine_parts": mined.parts, "pool_peaks": mined.pool_peaks}, mined.failed)
             case "merge":
                 units = [w.key for w in works("mine", self.sweep.shape, self.store)]
-                ranges = [self.store.read("mine_parts", work.layer, units=[u]) for u in units]
+                ranges = (self.store.read("mine_parts", work.layer, units=[u]) for u in units)
                 merged, histograms = mine.merge(ranges, self.science, self.infos[work.of_layer])
                 return self.write(work, {"mined": merged, "histograms": histograms})
             case "extract":
@@ -145,11 +159,14 @@ class EncoderWorker(Worker):
     def __init__(self, sweep: Sweep) -> None:
         super().__init__(sweep)
         self.encoder = load_encoder(self.science.encoder, self.science.numerics)
+        self._require("encoder", self.encoder.digest)
+        self.prompts = load_prompts(self.science.vocabulary)
+        self._require("vocabulary", prompts_digest(self.prompts))
         self._ids: tuple[str, NDArray[np.int64]] | None = None
 
     def parts(self, work: Work) -> list[PartInfo]:
         if work.kind == "vocabulary":
-            rows = embed.vocabulary(self.encoder, load_prompts(self.science.vocabulary))
+            rows = embed.vocabulary(self.encoder, self.prompts)
             return [self.store.write_part("vocabulary", work.key, rows, None)]
         if self._ids is None or self._ids[0] != work.of_layer:
             self._ids = (work.of_layer, filed_patches(self.store, work.of_layer))
@@ -173,6 +190,7 @@ class ScoringWorker(Worker):
                 return self._draw(work)
             case "calibrate":
                 draws = pa.concat_tables([self.store.read("nulls", name) for name in (work.layer, SHARED_LAYER)])
+                calibrate.require_draws(draws, self.science.calibrate.B)
                 neurons, null_neurons = calibrate.calibrate(
                     self.store.read("scores", work.layer),
                     self.store.read("mined", work.layer),
@@ -239,7 +257,8 @@ class ScoringWorker(Worker):
         failed: list[mine.Failure] = []
         try:
             result = cluster.cluster_neurons(usable, layer.name, self.science, self.images, layer.data)
-        except (RuntimeError, ValueError, IndexError):
+        except (RuntimeError, ValueError, IndexError) as error:
+            _refuse_shortage(error)
             result = self._one_by_one(usable, layer, failed)
         clusters = result.clusters
         if self.science.extract.thumbnails and len(clusters):
@@ -261,6 +280,7 @@ class ScoringWorker(Worker):
             try:
                 done.append(cluster.cluster_neurons([e], layer.name, self.science, self.images, layer.data))
             except (RuntimeError, ValueError, IndexError) as error:
+                _refuse_shortage(error)
                 reason = f"{type(error).__name__}: {error}"
                 failed.append((layer.name, "neuron", e.neuron, reason))
                 row = cluster.unscored("real", e.neuron, "failed", reason)
@@ -286,10 +306,9 @@ class ScoringWorker(Worker):
             rows = draw.draw(work.kind, work.n_used or 0, work.items, word, self.science, layer.data)
             return self.write(work, {"nulls": rows})
         kind = str(work.kind).removeprefix("null_")
-        chosen = set(self.sweep.neurons[layer.name][work.start : work.stop].tolist())
-        scored = self.store.read("scores", layer.name, columns=["kind", "neuron", "status", "n_used"])
-        real = pa.compute.and_(pa.compute.equal(scored["kind"], "real"), pa.compute.equal(scored["status"], "ok"))
-        size = {r["neuron"]: r["n_used"] for r in scored.filter(real).to_pylist() if r["neuron"] in chosen}
+        beside_unit = Work("cluster", layer.name, start=work.start, stop=work.stop).key
+        scored = self.store.read("scores", layer.name, ["neuron", "status", "n_used"], units=[beside_unit])
+        size = {r["neuron"]: r["n_used"] for r in scored.to_pylist() if r["status"] == "ok"}
         usable = [self._examples(layer.kept[n], layer.data) for n in sorted(size)]
         tables = []
         for n in sorted(set(size.values())):
@@ -344,6 +363,12 @@ def _kept(mined: pa.Table, row: Mapping[str, Any], input_px: int) -> list[_Kept]
     cuts = np.cumsum(pa.compute.list_value_length(mined["example"]).to_numpy())[:-1]
     split = (np.split(x, cuts) for x in (example, position, response, patch))
     return [_Kept(n, *of) for n, *of in zip(mined["neuron"].to_pylist(), *split, strict=True)]
+
+
+def _refuse_shortage(error: Exception) -> None:
+    """Raises an error that tells of the machine, not of the neuron: the unit fails, to be done again."""
+    if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
+        raise error
 
 
 def layer_rows(store: Store) -> list[dict[str, Any]]:

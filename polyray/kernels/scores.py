@@ -99,7 +99,8 @@ def name_clusters(
     member = (labels[:, None, :] == torch.arange(n_clusters, device=labels.device)[None, :, None]).to(text.dtype)
     total = member @ text  # [G, c, t]
     mean = torch.nn.functional.normalize(total, dim=-1)
-    cosine = mean @ vocabulary.to(text.dtype).T
+    # One product a set: a single large one would round differently in batches of another size.
+    cosine = torch.bmm(mean, vocabulary.to(text.dtype).T.expand(len(mean), -1, -1))
     if top == 1:
         value, index = cosine.max(-1, keepdim=True)
     else:

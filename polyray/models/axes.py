@@ -57,14 +57,17 @@ def is_spatial(axis: Sequence[Atom]) -> bool:
 def reshape(axes: Axes, shape: Sequence[int]) -> Axes | None:
     """Axes after a reshape: atoms are split at the new boundaries and merged where they meet again.
 
+    Atoms of size 1 go to axes of size 1 where there are any in their place (a map of one position stays a map), and
+    are dropped elsewhere.
+
     Returns:
-        The new axes, or None where a boundary cuts an atom unevenly. Atoms of size 1 are dropped.
+        The new axes, or None where a boundary cuts an atom unevenly.
     """
-    pending = [atom for axis in axes for atom in axis if atom.size > 1][::-1]
+    pending = [atom for axis in axes for atom in axis][::-1]
     result: list[tuple[Atom, ...]] = []
-    for target in shape:
+    for i, target in enumerate(shape):
         axis: list[Atom] = []
-        while (room := target // max(1, size(axis))) > 1:
+        while (room := target // size(axis)) > 1:
             if size(axis) * room != target or not pending:
                 return None
             atom = pending.pop()
@@ -74,9 +77,13 @@ def reshape(axes: Axes, shape: Sequence[int]) -> Axes | None:
                 inner = atom.size // room
                 pending.append(Atom(atom.label, inner, atom.step))
                 atom = Atom(atom.label, room, atom.step * inner)
-            axis.append(atom)
+            if atom.size > 1:
+                axis.append(atom)
+        last_of_ones = i + 1 == len(shape) or shape[i + 1] != 1
+        while target == 1 and pending and pending[-1].size == 1 and (last_of_ones or not axis):
+            axis.append(pending.pop())
         result.append(_merge(axis))
-    return None if pending else tuple(result)
+    return tuple(result) if all(atom.size == 1 for atom in pending) else None
 
 
 def _merge(axis: Sequence[Atom]) -> tuple[Atom, ...]:

@@ -42,7 +42,7 @@ class Op:
     """One call that returned or changed a tensor derived from the input."""
 
     call: int
-    """Number of the call among all calls of the forward."""
+    """Number of the call among those of the forward that returned tensors; what is merely asked (a shape) is none."""
     name: str
     """Name of the function, without underscores: `relu_` and `relu` are both `relu`."""
     module: str
@@ -150,13 +150,13 @@ class _Writer(TorchFunctionMode):
         kwargs = kwargs or {}
         if self._in_hook:
             return func(*args, **kwargs)
-        call = self._n_calls
-        self._n_calls += 1
         tensors = list(flat((args, kwargs), Tensor))
         versions = [t._version for t in tensors]
         ref_args, ref_kwargs = self._with_refs(args), self._with_refs(kwargs)
         result = func(*args, **kwargs)
 
+        call = self._n_calls
+        self._n_calls += has_tensors(result)
         changed = [t for t, version in zip(tensors, versions, strict=True) if t._version != version]
         given = {id(t) for t in tensors} - {id(t) for t in changed}
         made = [(i, t) for i, t in enumerate(flat(result, Tensor)) if id(t) not in given]
@@ -246,6 +246,11 @@ def call_name(func: Callable[..., Any]) -> str:
     if name == "__get__":
         name = getattr(getattr(func, "__self__", None), "__name__", name)
     return name.strip("_")
+
+
+def has_tensors(result: Any) -> bool:
+    """Whether a call has returned tensors, alone or in a container."""
+    return next(flat(result, Tensor), None) is not None
 
 
 def flat(node: Any, kind: type) -> Iterator[Any]:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from polyray.errors import ConfigError, ModelError, nearest
-from polyray.models.graph import call_name, flat, record
+from polyray.models.graph import call_name, flat, has_tensors, record
 from polyray.models.locate import Candidate, LayerInfo, Locator, Reading, blocks_of, refuse_chance
 from polyray.models.peaks import peaks
 from polyray.models.places import places
@@ -201,7 +201,7 @@ class _EndedEarly(Exception):  # noqa: N818 - not an error
 
 
 class _Capture(TorchFunctionMode):
-    """Counts torch calls and hands over the tensors that are wanted, as soon as they are made."""
+    """Counts torch calls as the recording does, and hands over the tensors that are wanted, as soon as they are made."""
 
     def __init__(self, readings: list[Reading], n_images: int, read: Callable[[Reading, Tensor], None]) -> None:
         super().__init__()
@@ -217,6 +217,8 @@ class _Capture(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
+        if not has_tensors(result):
+            return result
         call = self._call
         self._call += 1
         if call in self._wanted:

@@ -260,7 +260,7 @@ def _timm(model: str, weights: str) -> _Built:
         where = timm.get_pretrained_cfg(model)
         repository = f"https://huggingface.co/{where.hf_hub_id}" if where and where.hf_hub_id else "timm's release page"
         raise ModelError(
-            f"cannot fetch the weights of timm:{model}: {e} Download model.safetensors from {repository} elsewhere "
+            f"cannot fetch the weights of timm:{model} ({e}). Download model.safetensors from {repository} elsewhere "
             "and set subject.weights to its path."
         ) from e
     cfg = network.pretrained_cfg

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from polyray import columns
 from polyray.config import Science
+from polyray.errors import StoreError
 from polyray.kernels import statistics
-from polyray.schema import COMPONENTS, NULL_KINDS, PRESETS
+from polyray.schema import COMPONENTS, PRESETS
 
 POOLED = {"selective": "pool", "specific": "one_concept"}
 """The kind of draw that each preset of ours compares with."""
@@ -58,6 +59,21 @@ def nulls(draws: pa.Table, k_range: tuple[int, int]) -> Nulls:
 
 
 _EMPTY = np.zeros(0)
+
+
+def require_draws(draws: pa.Table, B: int) -> None:
+    """Refuses to calibrate against fewer draws than were asked for.
+
+    Raises:
+        StoreError: draws of a kind and size are missing.
+    """
+    counts = draws.group_by(["kind", "n_used"]).aggregate([([], "count_all")])
+    for row in counts.to_pylist():
+        if row["kind"] != "shuffle_text" and row["count_all"] != B:
+            raise StoreError(
+                f"{row['count_all']} of {B} {row['kind']} draws of {row['n_used']} examples are there; "
+                "`polyray verify` says which unit is missing."
+            )
 
 
 def calibrated(scores: pa.Table, null: Nulls, science: Science) -> dict[str, NDArray[np.float64]]:
@@ -146,14 +162,9 @@ def calibrate(
 
     status, reason = mined["status"].to_pylist(), mined["reason"].to_pylist()
     place = {neuron: i for i, neuron in enumerate(neurons.tolist())}
-    seen = set()
     for row in scores.select(["kind", "neuron", "status", "reason"]).to_pylist():
         if row["kind"] == "real":
-            seen.add(row["neuron"])
             status[place[row["neuron"]]], reason[place[row["neuron"]]] = row["status"], row["reason"]
-    for neuron, i in place.items():
-        if status[i] == "ok" and neuron not in seen:
-            status[i], reason[i] = "failed", "its unit of work failed; see the failures table"
 
     def spread(column: NDArray[np.float64]) -> NDArray[np.float64]:
         out = np.full(len(neurons), np.nan)
@@ -204,6 +215,3 @@ def scores_of(values: Mapping[str, NDArray[np.float64]], preset: str) -> dict[st
         **{c: z[c].numpy() for c in COMPONENTS},
         "S*Q": product.numpy(),
     }
-
-
-__all__ = ["NULL_KINDS", "POOLED", "Nulls", "calibrate", "calibrated", "nulls", "scores_of"]

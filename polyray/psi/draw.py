@@ -29,13 +29,19 @@ def pool_draws(data: Space, n: int, items: Tensor, seed: int, stream: int, layer
     return order[:, :n]
 
 
-def concept_draws(data: Space, n: int, items: Tensor, seed: int, stream: int, layer: int) -> Tensor:
-    """The n pool patches nearest to a uniformly drawn pool patch (itself among them) for each item, [G, n].
+def concept_draws(data: Space, n: int, items: Tensor, seed: int, half: int, layer: int) -> Tensor:
+    """The n pool patches nearest to a random pool patch (itself among them) for each item, [G, n].
 
-    The pool's images are distinct, so the draw's are. Of equally near patches the lower row goes first.
+    The pool is split at random into anchors of the null draws and anchors of the null neurons, so that no null neuron
+    is a draw that it is compared with; items take the anchors of their half in a random order, without repeats while
+    they last. The pool's images are distinct, so the draw's are. Of equally near patches the lower row goes first.
+
+    Args:
+        half: 0 for null draws, 1 for null neurons.
     """
-    size = len(data.pool)
-    anchor = (random.uniform(seed, stream, layer, items, 0, n) * size).long().clamp(max=size - 1)
+    order = torch.argsort(random.bits(seed, random.DRAW_CONCEPT, layer, torch.arange(len(data.pool))), stable=True)
+    anchors = order[half::2]
+    anchor = anchors[items % len(anchors)]
     return torch.argsort(data.pool_gram[anchor], dim=1, descending=True, stable=True)[:, :n]
 
 
@@ -211,6 +217,6 @@ def null_neurons(
 _Choose = Callable[[Space, int, Tensor, int, int, int], Tensor]
 _POOLED: dict[str, tuple[int, int, _Choose]] = {
     "pool": (random.DRAW_POOL, random.NULL_POOL, pool_draws),
-    "one_concept": (random.DRAW_CONCEPT, random.NULL_CONCEPT, concept_draws),
+    "one_concept": (0, 1, concept_draws),
 }
-"""Stream of the draws, stream of the null neurons, how examples are chosen."""
+"""What keeps draws and null neurons apart (streams, halves of the anchors), and how examples are chosen."""

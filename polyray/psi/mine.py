@@ -4,7 +4,7 @@ Source: arXiv 2508.16950, section 3.2. Deviations: one image per group of identi
 read-outs that saturate are ranked by their pre-activation.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from polyray import columns
 from polyray.config import Science
-from polyray.errors import DataError
+from polyray.errors import DataError, StoreError
 from polyray.kernels import random, topk
 from polyray.models.readouts import LayerInfo
 from polyray.models.vision import Subject
@@ -73,7 +73,13 @@ class Images(NamedTuple):
 
 
 def distinct_images(images: pa.Table) -> Images:
-    """Readable images without repeats, from the whole `images` table in order of example."""
+    """Readable images without repeats, from the whole `images` table in order of example.
+
+    Raises:
+        StoreError: a row is missing, so that labels would shift.
+    """
+    if images["example"].to_pylist() != list(range(len(images))):
+        raise StoreError("the images table has gaps; `polyray verify` says what is missing.")
     hashes = images["pixel_hash"].to_pylist()
     seen: set[str] = set()
     distinct = []
@@ -94,10 +100,29 @@ def smallest_hashes(seed: int, stream: int, word: int, examples: NDArray[np.int6
     return np.sort(examples[order[:n]])
 
 
-def pool_neurons(science: Science, layer: str, width: int, examples: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The uniformly drawn index (among `width` neurons) whose peak each image would give to the layer's pool."""
-    u = random.uniform(science.seed, random.POOL_NEURON, random.layer_word(layer), torch.from_numpy(examples))
-    return np.minimum((u.numpy() * width).astype(np.int64), width - 1)
+def pool_neurons(
+    science: Science, info: LayerInfo, response: torch.Tensor, examples: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """The neuron whose peak each image gives to the layer's pool.
+
+    Drawn uniformly among the neurons for which the image counts at all: a neuron that does not fire on it has no peak
+    there, and a corner of its empty map would be a patch that no neuron's examples can hold.
+
+    Args:
+        science: the sweep's settings.
+        info: the layer.
+        response: responses of the swept neurons to the images [n, C].
+        examples: the images.
+
+    Returns:
+        Column of the neuron for each image, −1 where no neuron fires.
+    """
+    counts = torch.isfinite(response) & ((response > 0) | (not info.positive_only))
+    able = counts.sum(1)
+    u = random.uniform(science.seed, random.POOL_NEURON, random.layer_word(info.name), torch.from_numpy(examples))
+    nth = torch.minimum((u * able).long(), able - 1)
+    reached = counts.long().cumsum(1) == nth[:, None] + 1
+    return torch.where(able > 0, (reached & counts).int().argmax(1), -1).numpy()
 
 
 class Mined(NamedTuple):
@@ -170,7 +195,8 @@ def mine(
         position = torch.cat(positions[name]) if done else torch.zeros(0, n, dtype=torch.int32)
         parts[name] = _part(response, position, ids, science, info, neurons[name])
         rows = np.flatnonzero(np.isin(ids, pooled))
-        column = pool_neurons(science, name, n, ids[rows])
+        column = pool_neurons(science, info, response[torch.from_numpy(rows)], ids[rows])
+        rows, column = rows[column >= 0], column[column >= 0]
         peaks[name] = columns.table(
             "pool_peaks",
             {
@@ -230,11 +256,66 @@ def _nan_if_infinite(x: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.where(np.isinf(x), np.float32(np.nan), x)
 
 
-def merge(parts: Sequence[pa.Table], science: Science, info: LayerInfo) -> tuple[pa.Table, pa.Table]:
+class _Running(NamedTuple):
+    """What the ranges so far come to."""
+
+    top: topk.Top
+    counts: NDArray[np.float64]
+    """n_images, n_nonfinite, n_positive, total, total_sq: [5, C]."""
+    low: NDArray[np.float32]
+    high: NDArray[np.float32]
+    bins: NDArray[np.int64]
+
+
+_COUNTS = ("n_images", "n_nonfinite", "n_positive", "total", "total_sq")
+
+
+def _loaded(part: pa.Table) -> _Running:
+    top = topk.Top(
+        example=torch.from_numpy(columns.padded(part["example"], -1)),
+        response=torch.from_numpy(columns.padded(part["response"], np.nan)),
+        position=torch.from_numpy(columns.padded(part["position"], -1)),
+        n_equal_cut=torch.from_numpy(columns.numbers(part, "n_equal_cut").astype(np.int64)),
+    )
+    return _Running(
+        top,
+        np.stack([columns.numbers(part, c).astype(np.float64) for c in _COUNTS]),
+        columns.numbers(part, "minimum").astype(np.float32),
+        columns.numbers(part, "maximum").astype(np.float32),
+        columns.padded(part["bins"], 0).astype(np.int64),
+    )
+
+
+def _folded(a: _Running, b: _Running, science: Science, word: int, neurons: torch.Tensor) -> _Running:
+    """Two running results as one; the order of ranges is fixed, so that sums have fixed last bits."""
+    example, response, position = (torch.cat([x.T, y.T]) for x, y in zip(a.top[:3], b.top[:3], strict=True))
+    top = topk.top_examples(response, position, example, science.mine.K_keep, science.seed, word, neurons)
+    cut = _cut(top, science.mine.K_keep)
+    left_out = sum(torch.where(_cut(x.top, science.mine.K_keep) == cut, x.top.n_equal_cut, 0) for x in (a, b))
+    return _Running(
+        top._replace(n_equal_cut=top.n_equal_cut + left_out),
+        a.counts + b.counts,
+        np.fmin(a.low, b.low),
+        np.fmax(a.high, b.high),
+        a.bins + b.bins,
+    )
+
+
+def _cut(top: topk.Top, K: int) -> torch.Tensor:
+    """Response of the last of the K best examples, NaN where there are none."""
+    kept = (top.example >= 0).sum(1)
+    if top.response.shape[1] == 0:
+        return torch.full((len(kept),), torch.nan)
+    last = top.response.gather(1, (kept.clamp(max=K) - 1).clamp(min=0)[:, None]).squeeze(1)
+    return torch.where(kept > 0, last, torch.nan)
+
+
+def merge(parts: Iterable[pa.Table], science: Science, info: LayerInfo) -> tuple[pa.Table, pa.Table]:
     """Top examples and response distribution over the whole probe set.
 
     Args:
-        parts: rows of `mine_parts` of one layer, one table a range, in order of range, the same neurons in each.
+        parts: rows of `mine_parts` of one layer, one table a range, in order of range, the same neurons in each; taken
+            one at a time, so that memory does not grow with the probe set.
         science: the sweep's settings.
         info: the layer.
 
@@ -242,30 +323,21 @@ def merge(parts: Sequence[pa.Table], science: Science, info: LayerInfo) -> tuple
         Rows of `mined` and of `histograms`. A neuron is excluded with its reason when a response was not finite,
         when it never fires (`dead`), never varies (`constant`), or has fewer than k_min examples that count.
     """
-    neurons = columns.numbers(parts[0], "neuron").astype(np.int64)
-    n_images, n_nonfinite, n_positive, total, total_sq = (
-        np.add.reduce([columns.numbers(p, c).astype(np.float64) for p in parts])
-        for c in ("n_images", "n_nonfinite", "n_positive", "total", "total_sq")
-    )
-    low = np.fmin.reduce([columns.numbers(p, "minimum").astype(np.float32) for p in parts])
-    high = np.fmax.reduce([columns.numbers(p, "maximum").astype(np.float32) for p in parts])
-    bins = np.add.reduce([columns.padded(p["bins"], 0) for p in parts])
-
-    example, response, position = (
-        np.concatenate([columns.padded(p[c], fill) for p in parts], axis=1)
-        for c, fill in (("example", -1), ("response", np.nan), ("position", -1))
-    )
-    top = topk.top_examples(
-        torch.from_numpy(response.T),
-        torch.from_numpy(position.T),
-        torch.from_numpy(example.T),
-        science.mine.K_keep,
-        science.seed,
-        random.layer_word(info.name),
-        torch.from_numpy(neurons),
-    )
+    word = random.layer_word(info.name)
+    running: _Running | None = None
+    neurons = np.zeros(0, dtype=np.int64)
+    for part in parts:
+        neurons = columns.numbers(part, "neuron").astype(np.int64)
+        loaded = _loaded(part)
+        running = loaded if running is None else _folded(running, loaded, science, word, torch.from_numpy(neurons))
+    if running is None:
+        raise DataError("there is nothing to merge: the probe set has no ranges.")
+    top, low, high, bins = running.top, running.low, running.high, running.bins
+    n_images, n_nonfinite, n_positive, total, total_sq = running.counts
     kept = (top.example >= 0).sum(1).numpy()
-    tied = _tied_at_cut(parts, response, top.response.numpy(), kept, science.mine.K)
+    cut = _cut(top, science.mine.K)
+    tied = (top.response == cut[:, None]).sum(1)
+    tied += torch.where(_cut(top, science.mine.K_keep) == cut, top.n_equal_cut, 0)
 
     with np.errstate(invalid="ignore", divide="ignore"):
         mean = total / n_images
@@ -281,7 +353,7 @@ def merge(parts: Sequence[pa.Table], science: Science, info: LayerInfo) -> tuple
             "neuron": neurons,
             "status": ["ok" if r is None else "excluded" for r in reasons],
             "reason": reasons,
-            "n_tied_at_cut": tied,
+            "n_tied_at_cut": tied.numpy(),
             "example": columns.ragged_prefix(top.example.numpy(), kept, pa.int32()),
             "response": columns.ragged_prefix(top.response.numpy(), kept, pa.float32()),
             "position": columns.ragged_prefix(top.position.numpy(), kept, pa.int32()),
@@ -302,26 +374,6 @@ def merge(parts: Sequence[pa.Table], science: Science, info: LayerInfo) -> tuple
         },
     )
     return mined, histograms
-
-
-def _tied_at_cut(
-    parts: Sequence[pa.Table],
-    response: NDArray[np.float32],
-    top: NDArray[np.float32],
-    kept: NDArray[np.int64],
-    K: int,
-) -> NDArray[np.int64]:
-    """Images whose response equals that of the last of the K: those listed, and those that ranges left out."""
-    if top.shape[1] == 0:
-        return np.zeros(len(top), dtype=np.int64)
-    at = np.clip(np.minimum(kept, K) - 1, 0, None)
-    cut = top[np.arange(len(top)), at]
-    tied = (response == cut[:, None]).sum(1)
-    for p in parts:
-        listed = columns.padded(p["response"], np.nan)
-        if listed.shape[1]:
-            tied += np.where(listed[:, -1] == cut, columns.numbers(p, "n_equal_cut"), 0)
-    return tied
 
 
 def _reason(

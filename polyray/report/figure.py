@@ -47,7 +47,7 @@ def draw(dataset: Dataset, path: Path) -> Path:
     """
     records = [r for r in layer_table(dataset) if r["layer"] is not None]
     figure = plt.figure(figsize=(13.5, 6.6), layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=[1, 1.75])
+    left, right = figure.subfigures(1, 2, width_ratios=[1, 1.75], squeeze=False)[0]
     upper, lower = left.subplots(2, 1, sharex=True, height_ratios=[1.4, 1])
     _auroc(upper, records)
     _shares(lower, dataset, records)
@@ -98,7 +98,7 @@ def _cards(figure: Figure, dataset: Dataset) -> None:
     figure.suptitle("highest log ψ under specific: a row a cluster, its name and its prototypes", fontsize=10)
     if not best:
         return
-    for spot, neuron in zip(figure.subfigures(2, N_CARDS // 2).flat, best, strict=False):
+    for spot, neuron in zip(figure.subfigures(2, N_CARDS // 2, squeeze=False).flat, best, strict=False):
         where = (pc.field("layer") == neuron["layer"]) & (pc.field("neuron") == neuron["neuron"])
         clusters = dataset["clusters"].to_table(filter=where).sort_by("cluster")
         _card(spot, neuron, clusters)

@@ -304,7 +304,7 @@ def test_timm_weights_that_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch) ->
         raise FileNotFoundError("cannot reach the hub")
 
     monkeypatch.setattr(timm, "create_model", offline)
-    with pytest.raises(ModelError, match=r"timm:resnet18: cannot .* huggingface\.co/timm/resnet18\.a1_in1k"):
+    with pytest.raises(ModelError, match=r"timm:resnet18 \(cannot .*huggingface\.co/timm/resnet18\.a1_in1k"):
         subject(name="timm:resnet18")
 
 

@@ -1,23 +1,16 @@
-"""Creating and resuming OUT, what parts accept, what a commit does, what a reader sees."""
+"""What a commit does, what a reader sees, what finishing leaves."""
 
 import json
 import pickle
 from pathlib import Path
-from urllib.parse import unquote
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import example, given
-from hypothesis import strategies as st
 from store.samples import (
-    IDENTITY,
     ODD_LAYERS,
-    PROVENANCE,
     do_unit,
     empty_rows,
-    layer_of,
     new_store,
     plain,
     rows_of,
@@ -25,270 +18,10 @@ from store.samples import (
     write_unit,
 )
 
-from polyray import config, files
 from polyray.errors import StoreError
 from polyray.records import Receipt, decode, encode, record_name
-from polyray.schema import TABLES, VERSION
 from polyray.store import Store, part_files
 from polyray.verify import verify
-
-# ---------------------------------------------------------------------------------------------------- OUT and its run
-
-
-def test_run_json_says_what_the_run_is(tmp_path):
-    out = tmp_path / "deep" / "out with spaces and 漢字"
-    store = Store(out)
-    run_id = store.create_or_resume(IDENTITY, PROVENANCE, {"science": {"seed": 0}})
-    assert run_id == config.run_id(IDENTITY) == Store(out).run_id
-    assert json.loads((out / "run.json").read_text()) == {
-        "run_id": run_id,
-        "identity": IDENTITY,
-        "config": {"science": {"seed": 0}},
-        "provenance": PROVENANCE,
-        "schema_version": VERSION,
-    }
-    assert not store.is_finished
-
-
-def test_resuming_keeps_run_json_as_it_was(tmp_path):
-    new_store(tmp_path)
-    before = (tmp_path / "run.json").read_bytes()
-    other_host = PROVENANCE | {"polyray": "0.2.0"}
-    assert Store(tmp_path).create_or_resume(IDENTITY, other_host, {}) == config.run_id(IDENTITY)
-    assert (tmp_path / "run.json").read_bytes() == before
-
-
-def test_another_run_is_refused_with_every_field_that_differs(tmp_path):
-    new_store(tmp_path)
-    other = {k: v for k, v in IDENTITY.items() if k != "seed"} | {"mine.K": 50, "embed.n_pool": [1, 2]}
-    with pytest.raises(StoreError) as e:
-        Store(tmp_path).create_or_resume(other, PROVENANCE, {})
-    assert str(e.value).splitlines()[1:] == [
-        "  embed.n_pool: OUT has nothing, this run has [1, 2]",
-        "  mine.K: OUT has 100, this run has 50",
-        "  seed: OUT has 0, this run has nothing",
-    ]
-
-
-@pytest.mark.parametrize(("key", "value"), [("torch", "2.10.0"), ("device_class", "cuda")])
-def test_another_torch_or_device_class_is_refused(tmp_path, key, value):
-    new_store(tmp_path)
-    with pytest.raises(StoreError, match="Mixed device classes or torch versions") as e:
-        Store(tmp_path).create_or_resume(IDENTITY, PROVENANCE | {key: value}, {})
-    assert f"{key}: OUT has {json.dumps(PROVENANCE[key])}, this run has {json.dumps(value)}" in str(e.value)
-
-
-def test_tuples_in_an_identity_are_the_lists_that_json_makes_of_them(tmp_path):
-    identity = IDENTITY | {"cluster.k_range": (2, 6)}
-    Store(tmp_path).create_or_resume(identity, PROVENANCE, {})
-    Store(tmp_path).create_or_resume(identity, PROVENANCE, {})
-    with pytest.raises(StoreError) as e:
-        Store(tmp_path).create_or_resume(identity | {"mine.K": 1}, PROVENANCE, {})
-    assert "k_range" not in str(e.value)
-
-
-def test_a_folder_with_other_files_is_refused(tmp_path):
-    (tmp_path / "thesis.tex").write_text("")
-    with pytest.raises(StoreError, match=r"thesis\.tex"):
-        new_store(tmp_path)
-    assert files.names(tmp_path) == ["thesis.tex"]
-
-
-def test_what_a_crash_leaves_before_run_json_is_not_in_the_way(tmp_path):
-    (tmp_path / f".{'0' * 32}.tmp").write_text("{")
-    new_store(tmp_path)
-
-
-def test_out_that_is_a_file_or_an_address_is_refused(tmp_path):
-    (tmp_path / "file").write_text("")
-    for out in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(StoreError, match="Choose another OUT"):
-            new_store(out)
-    with pytest.raises(StoreError, match="local or shared folder"):
-        Store("s3://bucket/out")
-
-
-@pytest.mark.parametrize("text", ["{}", "[]", "3", '{"run_id": "x"}'])
-def test_damaged_run_json_is_refused(tmp_path, text):
-    (tmp_path / "run.json").write_text(text)
-    with pytest.raises(StoreError, match="damaged"):
-        new_store(tmp_path)
-
-
-@pytest.mark.parametrize("n_bytes", [0, 1, 100])
-def test_run_json_cut_short_while_it_was_made_is_made_whole(tmp_path, n_bytes):
-    new_store(tmp_path)
-    path = tmp_path / "run.json"
-    whole = path.read_bytes()
-    path.write_bytes(whole[:n_bytes])
-    with pytest.raises(StoreError, match="damaged"):
-        Store(tmp_path).committed()
-    new_store(tmp_path)
-    assert path.read_bytes() == whole
-
-
-def test_edited_run_json_is_refused(tmp_path):
-    new_store(tmp_path)
-    path = tmp_path / "run.json"
-    path.write_text(path.read_text().replace('"mine.K": 100', '"mine.K": 101'))
-    with pytest.raises(StoreError, match="edited"):
-        new_store(tmp_path)
-
-
-def test_nothing_is_written_where_there_is_no_run(tmp_path):
-    store = Store(tmp_path / "out")
-    for write in (lambda: write_unit(store, 0), lambda: store.commit(Receipt("u", [], 0.0, "h", "mine"))):
-        with pytest.raises(StoreError, match="holds no run"):
-            write()
-    assert not (tmp_path / "out").exists()
-
-
-# ------------------------------------------------------------------------------------------------------------- names
-
-
-@example("a" * 300, "b")
-@example("a" * 147 + "é" * 50, "b")
-@example("a" * 146 + "é" * 50, "b")
-@example("_shared", "_")
-@example(".", ".")
-@given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=300), st.text(min_size=1, max_size=5))
-def test_names_are_safe_reversible_and_distinct(name, other):
-    q = files.quoted(name)
-    assert q.isascii()
-    assert q[0] not in "._"
-    assert not set(q) & set("/\\*?[]{}'\" \0")
-    assert len(f".{q}-12345678.parquet") < 255
-    assert name.startswith(unquote(q.partition("~")[0], errors="strict"))
-    if "~" not in q:
-        assert unquote(q) == name
-    assert q not in (files.quoted(name + other), files.quoted(q + "~"))
-    assert (files.quoted(q) == q) == (q == name)
-
-
-def test_long_names_with_equal_beginnings_differ():
-    assert len({files.quoted("é" * 300 + str(i)) for i in range(100)}) == 100
-
-
-def test_the_empty_name_is_refused():
-    with pytest.raises(StoreError, match="empty"):
-        files.quoted("")
-
-
-# ------------------------------------------------------------------------------------------------------------- parts
-
-
-@pytest.mark.parametrize("table", sorted(TABLES))
-def test_rows_come_back_as_they_were(tmp_path, table):
-    store = new_store(tmp_path)
-    rows = rows_of(table, 20)
-    part = store.write_part(table, "u/0", rows, layer_of(table, "features.1"))
-    assert part.n_rows == 20
-    assert part.n_bytes == (tmp_path / part.path).stat().st_size
-    folder = f"{table}/layer=features.1" if TABLES[table].by_layer else table
-    assert Path(part.path).parent == Path(folder)
-    assert store.read(table).equals(empty_rows(table))
-    assert store.commit(Receipt("u/0", [part], 0.1, "h", "s"))
-    back = store.read(table)
-    if TABLES[table].by_layer:
-        assert back["layer"].to_pylist() == ["features.1"] * 20
-        back = back.drop_columns(["layer"])
-    assert back.schema.equals(TABLES[table].schema)
-    assert plain(back) == plain(rows)
-    key = list(TABLES[table].key)
-    assert back.select(key).to_pylist() == rows.sort_by([(k, "ascending") for k in key]).select(key).to_pylist()
-
-
-def test_half_precision_vectors_keep_every_bit(tmp_path):
-    store = new_store(tmp_path)
-    bits = np.arange(2**16, dtype=np.uint16)
-    finite = bits[np.isfinite(bits.view(np.float16))]
-    vectors = pa.ListArray.from_arrays(
-        pa.array([0, 100, 100, len(finite)], pa.int32()), pa.array(finite.view(np.float16))
-    )
-    rows = pa.table(
-        {"patch_id": pa.array([1, 2, 3]), "geometry": vectors, "text": pa.nulls(3, vectors.type)},
-        schema=TABLES["embeddings"].schema,
-    )
-    part = store.write_part("embeddings", "u", rows, "a")
-    store.commit(Receipt("u", [part], 0.0, "h", "embed"))
-    back = store.read("embeddings")["geometry"].combine_chunks()
-    assert back.value_lengths().to_pylist() == [100, 0, len(finite) - 100]
-    assert back.flatten().to_numpy(zero_copy_only=False).view(np.uint16).tolist() == finite.tolist()
-
-
-def test_columns_are_reordered_and_cast_where_nothing_is_lost(tmp_path):
-    store = new_store(tmp_path)
-    rows = rows_of("mine_parts", 6, null_frac=0)
-    loose = pa.table(
-        {
-            "position": rows["position"].cast(pa.large_list(pa.int64())),
-            **{c: rows[c] for c in rows.column_names if c not in ("position", "neuron", "n_images", "bins")},
-            "bins": pa.nulls(6),
-            "n_images": rows["n_images"].dictionary_encode(),
-            "neuron": rows["neuron"].cast(pa.uint64()),
-        }
-    )
-    part = store.write_part("mine_parts", "u", loose, "a")
-    same = rows.set_column(
-        rows.column_names.index("bins"), rows.schema.field("bins"), pa.nulls(6, pa.list_(pa.int32()))
-    )
-    assert part.digest == store.write_part("mine_parts", "u", same, "a").digest
-
-
-@pytest.mark.parametrize(
-    ("column", "values", "message"),
-    [
-        ("neuron", pa.array([2**31]), "'neuron'.*int64.*int32"),
-        ("neuron", pa.array([1.0]), "'neuron'.*double"),
-        ("neuron", pa.array(["1"]), "'neuron'.*string"),
-        ("minimum", pa.array([1e300]), "'minimum'.*too large"),
-        ("minimum", pa.array(["x"]), "'minimum'"),
-        ("bins", pa.array([[2**40]]), "'bins'"),
-        ("bins", pa.array([1]), "'bins'"),
-        ("total", pa.array([2**60 + 1]), "'total'"),
-    ],
-)
-def test_values_that_do_not_fit_are_refused_by_column(tmp_path, column, values, message):
-    rows = rows_of("mine_parts", 1)
-    rows = rows.set_column(rows.column_names.index(column), column, values)
-    with pytest.raises(StoreError, match=message):
-        new_store(tmp_path).write_part("mine_parts", "u", rows, "a")
-
-
-def test_missing_unknown_and_repeated_columns_are_refused_by_name(tmp_path):
-    store, rows = new_store(tmp_path), rows_of("images", 2)
-    with pytest.raises(StoreError, match=r"missing: \['label'\]"):
-        store.write_part("images", "u", rows.drop_columns(["label"]), None)
-    with pytest.raises(StoreError, match=r"unknown: \['extra'\]"):
-        store.write_part("images", "u", rows.append_column("extra", rows["label"]), None)
-    with pytest.raises(StoreError, match=r"twice: \['label'\]"):
-        store.write_part("images", "u", rows.append_column("label", rows["label"]), None)
-    assert not list(tmp_path.rglob("*.parquet"))
-
-
-def test_tables_and_layers_must_fit(tmp_path):
-    store = new_store(tmp_path)
-    with pytest.raises(StoreError, match="Did you mean 'neurons'"):
-        store.write_part("neurones", "u", rows_of("neurons", 1), "a")
-    with pytest.raises(StoreError, match="name the layer"):
-        store.write_part("neurons", "u", rows_of("neurons", 1), None)
-    with pytest.raises(StoreError, match="layer must be None"):
-        store.write_part("images", "u", rows_of("images", 1), "a")
-    with pytest.raises(StoreError, match="layer must be None"):
-        store.read("images", layer="a")
-
-
-def test_parts_are_never_overwritten(tmp_path, monkeypatch):
-    store = new_store(tmp_path)
-    first = store.write_part("images", "u", rows_of("images", 3), None)
-    before = (tmp_path / first.path).read_bytes()
-    names = iter([Path(first.path).name, Path(first.path).name, "u-00000000.parquet"])
-    monkeypatch.setattr("polyray.store.part_name", lambda unit: next(names))
-    assert store.write_part("images", "u", rows_of("images", 4), None).path == "images/u-00000000.parquet"
-    assert (tmp_path / first.path).read_bytes() == before
-
-
-# ----------------------------------------------------------------------------------------------------------- commits
 
 
 def test_receipts_survive_pickling_and_their_record(tmp_path):
@@ -379,9 +112,6 @@ def test_a_damaged_record_is_no_commit_and_heals(tmp_path, caplog, monkeypatch, 
     assert do_unit(again, 0)
     assert list(Store(tmp_path).committed()) == [unit_key(0), unit_key(1)]
     assert Store(tmp_path).read("images").num_rows == 10
-
-
-# ---------------------------------------------------------------------------------------------------- reading, finish
 
 
 def test_rows_are_sorted_by_layer_and_key_whatever_the_order_of_commits(tmp_path):

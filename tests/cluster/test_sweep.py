@@ -1,0 +1,454 @@
+"""Whole sweeps on a real Ray: nothing that befalls one changes its results, and no neuron, image or unit is lost."""
+
+import json
+import os
+import signal
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from networks import EDGE_NEURONS
+from sweeps import (
+    CONFIGS,
+    HALF_CPU,
+    LAYERS,
+    N_IMAGES,
+    PROMPTS,
+    WIDTHS,
+    Command,
+    Finished,
+    by_hand,
+    command,
+    commits,
+    digests,
+    files_of,
+    printed_json,
+    sweep,
+    tiny,
+    write_config,
+)
+
+import polyray
+from polyray.cluster.plan import STAGES
+from polyray.cluster.resolve import Resolved
+from polyray.psi.cluster import sizes
+from polyray.schema import NULL_KINDS, PRESETS, TABLES
+from polyray.verify import verify
+
+# What befalls a sweep
+
+
+def test_by_hand_gives_the_same_digests_as_ray(resolved: Resolved, finished: Finished, tmp_path: Path) -> None:
+    by_hand(resolved, tmp_path / "out")
+    assert digests(tmp_path / "out") == digests(finished.out)
+
+
+def test_two_actors_and_another_execution_half_give_the_same_digests(
+    resolved: Resolved, finished: Finished, tmp_path: Path
+) -> None:
+    two = HALF_CPU | {"min": 2, "max": 2, "in_flight": 3}
+    execution = {"subject": two, "encoder": two, "scoring": two | {"in_flight": 1}, "bundle_s": 0.05}
+    sweep(resolved, tmp_path / "out", execution)
+    assert digests(tmp_path / "out") == digests(finished.out)
+    assert verify(tmp_path / "out").ok
+
+
+@dataclass(frozen=True)
+class Interrupted:
+    """A sweep of its own process: interrupted, killed, and run to its end."""
+
+    out: Path
+    interrupt: Command
+    interrupt_code: int
+    after_interrupt: dict[str, tuple[int, bytes]]
+    kill_code: int
+    after_kill: dict[str, tuple[int, bytes]]
+    status: dict[str, Any]
+    verify_code: int
+    verify: dict[str, Any]
+    last: Command
+    last_code: int
+    home: Path
+
+
+@pytest.fixture(scope="session")
+def interrupted(tiny_yaml: Path, tmp_path_factory: pytest.TempPathFactory) -> Interrupted:
+    """Ctrl-C during window, SIGKILL of the whole process group during draw, then the same command again."""
+    folder = tmp_path_factory.mktemp("interrupted")
+    out = folder / "out"
+    run = ("run", tiny_yaml, "--out", out)
+    first = Command(folder / "first", *run)
+    first.wait_until(lambda: len(commits(out, "window")) >= 1)
+    interrupt_code = first.send(signal.SIGINT)
+    after_interrupt = files_of(out / "commits")
+
+    second = Command(folder / "second", *run)
+    second.wait_until(lambda: len(commits(out, "draw")) >= 2)
+    kill_code = second.send(signal.SIGKILL)
+    after_kill = files_of(out)
+    status = printed_json(command("status", out, "--json"))
+    found = command("verify", out, "--json")
+
+    last = Command(folder / "last", *run, "--json", "--set", "execution.scoring.max=2")
+    last_code = last.wait()
+    return Interrupted(
+        out, first, interrupt_code, after_interrupt, kill_code, after_kill, status, found.exit_code,
+        printed_json(found), last, last_code, folder,
+    )  # fmt: skip
+
+
+def test_interrupt_ends_with_130_and_keeps_what_is_committed(interrupted: Interrupted) -> None:
+    assert interrupted.interrupt_code == 130, interrupted.interrupt.stderr
+    assert "the same command goes on" in interrupted.interrupt.stderr
+    assert "Traceback" not in interrupted.interrupt.stderr
+    names = list(interrupted.after_interrupt)
+    assert any(name.startswith("window") for name in names)
+    assert not any(name.startswith("embed") for name in names)
+
+
+def test_killed_sweep_goes_on_and_does_nothing_committed_again(interrupted: Interrupted, finished: Finished) -> None:
+    assert interrupted.kill_code == -signal.SIGKILL
+    assert interrupted.last_code == 0, interrupted.last.stderr
+    before = {name: file for name, file in interrupted.after_kill.items() if name.startswith("commits/")}
+    now = files_of(interrupted.out)
+    assert 2 <= sum(name.startswith("commits/draw") for name in before) < len(commits(finished.out, "draw"))
+    assert {f"commits/{name}" for name in interrupted.after_interrupt} <= before.keys()
+    assert {name: now[name] for name in before} == before
+    parts = [part["path"] for _, data in before.values() for part in json.loads(data)["receipt"]["parts"]]
+    assert parts
+    assert {p: now[p] for p in parts} == {p: interrupted.after_kill[p] for p in parts}
+
+
+def test_killed_sweep_ends_with_the_digests_of_the_undisturbed_one(
+    interrupted: Interrupted, finished: Finished
+) -> None:
+    assert digests(interrupted.out) == digests(finished.out)
+    assert verify(interrupted.out).ok
+
+
+def test_status_and_verify_of_a_killed_sweep(interrupted: Interrupted) -> None:
+    status = interrupted.status
+    assert not status["finished"]
+    n_done = {s["stage"]: s["n_done"] for s in status["stages"]}
+    assert sum(n_done.values()) == status["n_done"]
+    n_units = {s["stage"]: s["n_units"] for s in status["stages"]}
+    assert n_units["mine"] == n_done["mine"] == 2
+    assert 2 <= n_done["draw"] < n_units["draw"]
+    # What comes after the stage at which it stopped is known as far as the plan alone says.
+    assert n_done["calibrate"] == n_done["summarise"] == 0
+    assert interrupted.verify_code == 4
+    assert len(interrupted.verify["missing_units"]) == n_units["draw"] - n_done["draw"]
+    assert all(unit.startswith("draw/") for unit in interrupted.verify["missing_units"])
+    assert not any(interrupted.verify[k] for k in ("missing_parts", "duplicates", "mismatches", "unreadable"))
+
+
+def test_run_prints_one_json_object(interrupted: Interrupted) -> None:
+    printed = json.loads(interrupted.last.stdout)
+    assert printed["run_id"] == polyray.open(interrupted.out).run["run_id"]
+    assert [r["layer"] for r in printed["layers"]] == [*LAYERS, None]
+    assert printed["layers"][-1]["n_neurons"] == sum(WIDTHS.values())
+    assert set(printed["stage_seconds"]) == {"draw", "calibrate", "summarise"}
+    assert any("Stand-in encoder" in note for note in printed["notes"])
+
+
+def test_a_local_ray_leaves_no_token_in_the_home(interrupted: Interrupted) -> None:
+    assert list(interrupted.home.rglob("auth_token")) == []
+
+
+@pytest.fixture(scope="session")
+def troubled(tiny_yaml: Path, ray_here: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The tiny sweep with a full disk at the second unit of mining, then with a worker that is killed there."""
+    folder = tmp_path_factory.mktemp("troubled")
+    raw = tiny(tiny_yaml.parent, factory="troubles:edge_net_in", factory_args={"folder": str(folder)})
+    run = ("run", write_config(folder / "troubled.yaml", raw), "--out", folder / "out")
+    (folder / "full").write_text("9")
+    full = command(*run)
+    (folder / "full").unlink()
+    after_full = files_of(folder / "out")
+    (folder / "die").write_text("1")
+    died = command(*run)
+    return {
+        "out": folder / "out",
+        "full": full,
+        "after_full": after_full,
+        "died": died,
+        "has_died": not (folder / "die").exists(),
+    }
+
+
+def test_full_disk_stops_the_sweep_and_touches_nothing_committed(troubled: dict[str, Any]) -> None:
+    """The full disk is a mock inside the worker; see `troubles.Troubled`."""
+    assert troubled["full"].exit_code == 3
+    assert "disk is full" in troubled["full"].stderr
+    assert "run the same command again" in troubled["full"].stderr
+    committed = {n: f for n, f in troubled["after_full"].items() if n.startswith("commits/")}
+    mined = [n for n in committed if n.startswith("commits/mine")]
+    assert len(mined) == 1
+    now = files_of(troubled["out"])
+    assert {n: now[n] for n in committed} == committed
+
+
+def test_killed_worker_is_replaced_and_digests_stay(troubled: dict[str, Any], finished: Finished) -> None:
+    assert troubled["has_died"]
+    assert troubled["died"].exit_code == 0, troubled["died"].output
+    assert "actor subject-0 died" in troubled["died"].stdout
+    assert digests(troubled["out"]) == digests(finished.out)
+    assert verify(troubled["out"]).ok
+
+
+def test_workers_that_cannot_start_stop_the_sweep_with_the_reason(
+    tiny_yaml: Path, ray_here: None, tmp_path: Path
+) -> None:
+    raw = tiny(tmp_path, factory="troubles:unbuildable", factory_args={"pid": os.getpid()})
+    raw["science"]["subject"]["layers"] = ["norm"]
+    result = command("run", write_config(tmp_path / "c.yaml", raw), "--out", tmp_path / "out")
+    assert result.exit_code == 3
+    assert "this network cannot be built here" in result.stderr
+    assert "could not start" in result.stderr
+
+
+# Resuming
+
+
+def test_resuming_with_another_execution_half_is_allowed(
+    tiny_yaml: Path, finished: Finished, ray_here: None, tmp_path: Path
+) -> None:
+    raw = tiny(tmp_path)
+    raw["execution"] = {"bundle_s": 0.5, "encoder": {"max": 3, "in_flight": 7}}
+    # The prompts lie elsewhere as well: what they are is part of the run, where they lie is not.
+    before = files_of(finished.out)
+    result = command("run", write_config(tmp_path / "c.yaml", raw), "--out", finished.out, "--json")
+    assert result.exit_code == 0, result.output
+    assert printed_json(result)["stage_seconds"] == {}
+    now = files_of(finished.out)
+    # The picture is drawn, and the seal set, anew by every run that ends; nothing else is touched.
+    assert {n for n in now.keys() | before.keys() if now.get(n) != before.get(n)} <= {"_SUCCESS", "summary.png"}
+    assert now["_SUCCESS"][1] == before["_SUCCESS"][1]
+
+
+def test_resuming_with_another_science_half_is_refused(
+    tiny_yaml: Path, finished: Finished, ray_here: None, tmp_path: Path
+) -> None:
+    raw = tiny(tmp_path)
+    raw["science"]["seed"] = 1
+    path = write_config(tmp_path / "c.yaml", raw)
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS[1:]))
+    before = files_of(finished.out)
+    result = command("run", path, "--out", finished.out)
+    assert result.exit_code == 2
+    assert "seed: OUT has 0, this run has 1" in result.stderr
+    assert "contents.vocabulary" in result.stderr
+    assert "contents.subject" not in result.stderr
+    assert files_of(finished.out) == before
+
+
+# What is in it
+
+
+def rows(finished: Finished, table: str, layer: str | None = None) -> list[dict[str, Any]]:
+    found = polyray.open(finished.out)[table].to_table().to_pylist()
+    return [r for r in found if layer is None or r["layer"] == layer]
+
+
+def test_verify_finds_it_whole(finished: Finished) -> None:
+    report = verify(finished.out)
+    assert report.ok
+    assert finished.messages == []
+    assert polyray.open(finished.out).is_finished
+
+
+def test_every_neuron_has_one_row_and_one_status(finished: Finished) -> None:
+    found = rows(finished, "neurons")
+    assert Counter((r["layer"], r["neuron"]) for r in found) == Counter(
+        {(layer, i): 1 for layer, n in WIDTHS.items() for i in range(n)}
+    )
+    assert {r["status"] for r in found} <= {"ok", "excluded", "failed"}
+    for r in found:
+        scored = [r[c] for c in ("S", "k", "Q", "D", "n_used", "n_labels", "q", "called")]
+        scored += [r[f"{p}_{c}"] for p in PRESETS for c in ("log_psi", "psi", "p")]
+        assert (r["reason"] is None) == (r["status"] == "ok")
+        assert all((x is not None) == (r["status"] == "ok") for x in scored)
+        if r["status"] == "ok":
+            assert -1 <= r["S"] <= 1
+            assert 0 <= r["Q"] <= 1
+            assert 0 <= r["D"] <= 2
+            assert 2 <= r["k"] <= 4
+            assert r["n_used"] == 24
+            for p in PRESETS:
+                assert 1 / 61 <= r[f"{p}_p"] <= 1
+                assert r[f"{p}_psi"] == pytest.approx(np.exp(r[f"{p}_log_psi"]))
+
+
+@pytest.mark.parametrize(
+    ("neuron", "status", "reason", "diagnosis"),
+    [
+        ("dead", "excluded", "dead", "dead"),
+        ("constant", "excluded", "constant", "constant"),
+        ("nan", "excluded", f"not finite: {N_IMAGES} responses are NaN or infinite", None),
+        ("twin_a", "ok", None, ...),
+        ("twin_b", "ok", None, ...),
+    ],
+)
+def test_awkward_neuron(finished: Finished, neuron: str, status: str, reason: str | None, diagnosis: object) -> None:
+    row = rows(finished, "neurons", "edges")[EDGE_NEURONS[neuron]]
+    assert row["neuron"] == EDGE_NEURONS[neuron]
+    assert (row["status"], row["reason"]) == (status, reason)
+    assert diagnosis is ... or row["diagnosis"] == diagnosis
+
+
+def test_twins_have_the_same_examples(finished: Finished) -> None:
+    a, b = EDGE_NEURONS["twin_a"], EDGE_NEURONS["twin_b"]
+    for table in ("mined", "histograms"):
+        twins = [{k: v for k, v in r.items() if k != "neuron"} for r in rows(finished, table, "edges")]
+        assert twins[a] == twins[b]
+    kept = [
+        {k: v for k, v in r.items() if k not in ("neuron", "cluster")} | {"neuron": None}
+        for r in rows(finished, "examples", "edges")
+        if r["neuron"] in (a, b)
+    ]
+    assert len(kept) == 2 * 24
+    assert kept[:24] == kept[24:]
+
+
+def test_neuron_at_an_unseen_ceiling_is_called_saturated(finished: Finished) -> None:
+    """All of `capped` end at 0.01: those that not every image brings there vary, and are tied at the cut."""
+    found = rows(finished, "neurons", "capped")
+    scored = [r for r in found if r["status"] == "ok"]
+    assert scored
+    for r in scored:
+        assert r["n_tied_at_cut"] > 24 / 4
+        assert "saturated" in r["diagnosis"].split("; ")
+        maximum = rows(finished, "histograms", "capped")[r["neuron"]]["maximum"]
+        assert maximum == np.float32(0.01)
+    assert {r["reason"] for r in found if r["status"] != "ok"} == {"constant"}
+    assert all("saturated" not in (r["diagnosis"] or "") for r in rows(finished, "neurons", "norm"))
+
+
+def test_saturating_activation_is_ranked_by_its_pre_activation(finished: Finished) -> None:
+    assert {r["layer"]: r["ranked_by"] for r in rows(finished, "neurons")} == {
+        layer: "pre_activation" if layer == "mid" else "response" for layer in LAYERS
+    }
+    best = [r["response"][0] for r in rows(finished, "mined", "mid")]
+    assert max(best) > 6
+
+
+def test_all_negative_neurons_keep_their_best_examples(finished: Finished) -> None:
+    for r in rows(finished, "mined", "signed"):
+        assert r["status"] == "ok"
+        assert max(r["response"]) < 0
+        assert r["response"] == sorted(r["response"], reverse=True)
+        assert len(set(r["example"])) == 24
+        assert min(r["example"]) >= 0
+
+
+def test_tables_agree_with_each_other(finished: Finished) -> None:
+    data = polyray.open(finished.out)
+    # Nothing failed, so that no row of failures was written.
+    assert set(data.tables) == set(TABLES) - {"failures"}
+    ok = {(r["layer"], r["neuron"]): r for r in rows(finished, "neurons") if r["status"] == "ok"}
+    clusters = rows(finished, "clusters")
+    examples = rows(finished, "examples")
+    n_clusters = Counter((r["layer"], r["neuron"]) for r in clusters)
+    assert n_clusters == {key: r["k"] for key, r in ok.items()}
+    sizes_of = Counter((r["layer"], r["neuron"], r["cluster"]) for r in examples if r["cluster"] is not None)
+    assert sizes_of == {(r["layer"], r["neuron"], r["cluster"]): r["size"] for r in clusters}
+    assert {r["name"] for r in clusters} <= set(PROMPTS)
+    assert all(len(r["thumbnails"]) == len(r["prototypes"]) and None not in r["thumbnails"] for r in clusters)
+    patches = {r["patch_id"] for r in rows(finished, "patches")}
+    assert {r["patch_id"] for r in examples} | {r["patch_id"] for r in rows(finished, "pool")} == patches
+    assert sorted(r["patch_id"] for r in rows(finished, "embeddings")) == sorted(patches)
+    beside = Counter(r["kind"] for r in rows(finished, "null_neurons"))
+    assert beside == dict.fromkeys(NULL_KINDS, len(ok))
+
+
+def test_status_of_a_finished_sweep_counts_every_unit(finished: Finished) -> None:
+    result = command("status", finished.out, "--json")
+    assert result.exit_code == 0
+    status = printed_json(result)
+    assert status["finished"]
+    assert {s["stage"]: s["n_units"] for s in status["stages"]} == {s["stage"]: s["n_done"] for s in status["stages"]}
+    n_layers, n_sizes = len(LAYERS), 1
+    assert sizes(24, 20)[:1] == [24]
+    assert [s["n_done"] for s in status["stages"]] == [
+        1, n_layers, 2, n_layers, 1, 1 + n_layers, n_layers,
+        1 + n_sizes + n_layers * (2 * n_sizes + len(NULL_KINDS)), n_layers, 1,
+    ]  # fmt: skip
+    assert [s["stage"] for s in status["stages"]] == list(STAGES)
+
+
+# Other networks, encoders and images through the same code
+
+
+def test_resnet50_with_clip_untrained_says_so_loudly(ray_here: None, one_thread: None, tmp_path: Path) -> None:
+    """The paper's config as it is shipped, without weights and at the smallest scale."""
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS[:12]))
+    changes = {
+        "science.subject.weights": "none",
+        "science.encoder.pretrained": "none",
+        "science.subject.layers": "[layer4]",
+        "science.subject.neurons": "{layer4: [3, 700]}",
+        "science.subject.input_px": 64,
+        "science.subject.micro_batch": 16,
+        "science.encoder.micro_batch": 8,
+        "science.probe": "{kind: generated, n_classes: 8, n_per_class: 5, image_px: 64}",
+        "science.vocabulary": tmp_path / "prompts.txt",
+        "science.mine": "{K: 20, K_keep: 20, k_min: 20}",
+        "science.extract.n_sample": 4,
+        "science.embed.n_pool": 24,
+        "science.calibrate": "{B: 20, n_bootstrap: 10}",
+        "execution.subject.max": 1,
+        "execution.encoder.max": 1,
+        "execution.scoring.max": 1,
+    }
+    sets = [word for key, value in changes.items() for word in ("--set", f"{key}={value}")]
+    result = command("run", CONFIGS / "resnet50-tiny-imagenet.yaml", "--out", tmp_path / "out", *sets)
+    assert result.exit_code == 0, result.output
+    data = polyray.open(tmp_path / "out")
+    told = " ".join(data.run["provenance"]["notes"])
+    for text in ("THE SUBJECT IS UNTRAINED", "UNTRAINED encoder"):
+        assert text in result.stdout
+        assert text in told
+    assert not data.run["provenance"]["subject"]["trained"]
+    assert not data.run["provenance"]["encoder"]["trained"]
+    found = data["neurons"].to_table().to_pylist()
+    assert [(r["layer"], r["neuron"]) for r in found] == [("layer4", 3), ("layer4", 700)]
+    assert {r["status"] for r in found} <= {"ok", "excluded"}
+    (layer,) = data["layers"].to_table().to_pylist()
+    assert (layer["width"], layer["n_neurons"], layer["grid_h"], layer["activation"]) == (2048, 2, 2, "relu")
+    vectors = data["embeddings"].to_table().to_pylist()
+    assert {len(r["geometry"]) for r in vectors} == {512}
+    assert {r["text"] for r in vectors} == {None}
+    assert verify(tmp_path / "out").ok
+
+
+def test_vision_transformer_tokens_are_positions_on_a_grid(ray_here: None, one_thread: None, tmp_path: Path) -> None:
+    raw = tiny(tmp_path)
+    raw["science"]["subject"] = {
+        "name": "timm:vit_tiny_patch16_224",
+        "weights": "none",
+        "layers": ["blocks.1"],
+        "neurons": {"blocks.1": [0, 5, 191]},
+        "input_px": 224,
+        "micro_batch": 16,
+    }
+    raw["science"]["probe"] |= {"n_classes": 8, "n_per_class": 6}
+    raw["science"]["embed"]["n_pool"] = 40
+    result = command("run", write_config(tmp_path / "c.yaml", raw), "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    data = polyray.open(tmp_path / "out")
+    (layer,) = data["layers"].to_table().to_pylist()
+    assert (layer["layout"], layer["grid_h"], layer["grid_w"], layer["stride_px"]) == ("tokens", 14, 14, 16)
+    found = data["neurons"].to_table().to_pylist()
+    assert [r["neuron"] for r in found] == [0, 5, 191]
+    assert {r["status"] for r in found} == {"ok"}
+    examples = data["examples"].to_table().to_pylist()
+    assert all(0 <= r["position"] < 14 * 14 for r in examples)
+    # The token that holds the peak lies in its box.
+    for r in examples:
+        row, column = divmod(r["position"], 14)
+        assert r["x0"] <= 16 * column + 8 <= r["x1"]
+        assert r["y0"] <= 16 * row + 8 <= r["y1"]
+    assert verify(tmp_path / "out").ok
