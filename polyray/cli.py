@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -20,6 +21,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
+from polyray import files
 from polyray.config import Config, load_config
 from polyray.errors import ConfigError, DataError, ModelError, PolyrayError, StageError, StoreError
 
@@ -58,6 +60,11 @@ def _console(as_json: bool = False) -> Console:
     stream = sys.stderr if as_json else sys.stdout
     width = None if stream.isatty() else 160
     return Console(file=stream, width=width, highlight=False, soft_wrap=not stream.isatty())
+
+
+def _aside(as_json: bool) -> AbstractContextManager[object]:
+    """What libraries print while they load models goes to standard error where standard output is for machines."""
+    return redirect_stdout(sys.stderr) if as_json else nullcontext()
 
 
 def _leave(error: Exception, code: int, as_json: bool) -> NoReturn:
@@ -109,7 +116,8 @@ def _run(config: Config, out: str, as_json: bool) -> int:
 
     console = _console(as_json)
     started_s = time.monotonic()
-    resolved = resolve(config, str(Path(out).absolute()))
+    with _aside(as_json):
+        resolved = resolve(config, str(files.local_folder(out)))
     sweep = resolved.sweep
     console.print(
         f"[bold]polyray[/] {sweep.n_neurons:,} neurons in {len(sweep.layers)} layers, {sweep.n_images:,} images, "
@@ -233,7 +241,8 @@ def _plan(config: Config, as_json: bool) -> int:
     from polyray.cluster.estimate import estimate
     from polyray.cluster.resolve import floor_note
 
-    e = estimate(config)
+    with _aside(as_json):
+        e = estimate(config)
     e.notes += floor_note(config, e.n_neurons)
     if config.execution.address is None:
         nodes = [service.this_machine()]

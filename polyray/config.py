@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 from polyray.errors import ConfigError, nearest
 
 Device = Literal["cpu", "cuda"]
 Dtype = Literal["float32", "bfloat16", "float16"]
+Scale = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Section(BaseModel):
@@ -46,9 +47,9 @@ class SubjectConfig(Section):
     """Side of the square input in pixels."""
     resize: Literal["crop", "stretch"] = "crop"
     """`crop` scales the short side to input_px and cuts the centre, `stretch` ignores the aspect ratio."""
-    mean: tuple[float, float, float] | None = None
+    mean: tuple[FiniteFloat, FiniteFloat, FiniteFloat] | None = None
     """Mean subtracted from RGB in [0, 1]; by default the one that the weights were trained with."""
-    std: tuple[float, float, float] | None = None
+    std: tuple[Scale, Scale, Scale] | None = None
     """Standard deviation that RGB is divided by; by default the one that the weights were trained with."""
     dtype: Dtype = "float32"
     """Floating point of the subject's forward pass; part of the run's identity."""
@@ -263,11 +264,11 @@ class Science(Section):
 class PoolConfig(Section):
     """One kind of actor: what each needs, and how many."""
 
-    num_cpus: float = Field(1, gt=0)
+    num_cpus: float = Field(1, gt=0, allow_inf_nan=False)
     """CPU cores that Ray sets aside for each actor."""
-    num_gpus: float = Field(0, ge=0)
+    num_gpus: float = Field(0, ge=0, allow_inf_nan=False)
     """GPUs that Ray sets aside for each actor; a share is allowed."""
-    memory_gb: float | None = Field(None, gt=0)
+    memory_gb: float | None = Field(None, gt=0, allow_inf_nan=False)
     """Memory in GiB that Ray sets aside for each actor; none declared by default."""
     min: int = Field(1, ge=1)
     """Fewest actors; the run is refused where the cluster cannot hold them."""
@@ -280,6 +281,11 @@ class PoolConfig(Section):
     def _order(self) -> "PoolConfig":
         if self.max is not None and self.max < self.min:
             raise ValueError(f"min <= max must hold, got {self.min} and {self.max}")
+        if self.num_gpus > 1 and self.num_gpus != int(self.num_gpus):
+            raise ValueError(f"num_gpus must be whole above 1, got {self.num_gpus}")
+        for name, amount in (("num_cpus", self.num_cpus), ("num_gpus", self.num_gpus)):
+            if round(amount, 4) != amount:
+                raise ValueError(f"{name} may have at most 4 decimals, got {amount}")
         return self
 
 
@@ -296,7 +302,7 @@ class Execution(Section):
     """Actors that cluster and calibrate."""
     bundle_s: float = Field(5.0, gt=0, le=600)
     """Target duration of one call in seconds: several small units travel together."""
-    object_store_gb: float = Field(0.5, gt=0)
+    object_store_gb: float = Field(0.5, ge=0.1, allow_inf_nan=False)
     """Object store of a local Ray in GiB; polyray sends receipts, not tensors, so little is needed."""
 
 

@@ -7,7 +7,9 @@ first step of `run` and `plan`. Whatever is wrong with a config, a model, a prom
 import gc
 import hashlib
 import platform
-from collections.abc import Mapping
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -81,15 +83,15 @@ def resolve(config: Config, out: str) -> Resolved:
     encoder_trained = encoder.trained
     del encoder
     gc.collect()
-    if isinstance(science.encoder, StandIn) and science.subject.name == "efficientnet_lite0" and trained:
-        notes.append("circular: the stand-in encoder and the subject are the same network; scores may flatter it")
+    if isinstance(science.encoder, StandIn) and trained and "efficientnet_lite0" in str(science.subject.name):
+        notes.append("circular: the stand-in encoder and the subject are the same network, which judges itself")
     if len(probe) < science.mine.K:
         notes.append(f"the probe set has {len(probe)} images, fewer than K = {science.mine.K}")
     if len(probe) < science.embed.n_pool:
         notes.append(
             f"the pool is the whole probe set: {len(probe)} images, fewer than n_pool = {science.embed.n_pool}"
         )
-    notes += pool_notes(config, min(len(probe), science.embed.n_pool))
+    notes += pool_notes(config, probe.labels)
     notes += floor_note(config, sum(len(n) for n in neurons.values()))
     contents = {
         "subject": subject_digest,
@@ -116,11 +118,18 @@ def resolve(config: Config, out: str) -> Resolved:
     return Resolved(sweep, identity(config, contents, VERSION), provenance, notes)
 
 
-def pool_notes(config: Config, n_pool: int) -> list[str]:
+def pool_notes(config: Config, labels: Sequence[str]) -> list[str]:
     """Warnings where the pool is too small for what is drawn from it."""
     K, B = config.science.mine.K, config.science.calibrate.B
+    n_pool = min(len(labels), config.science.embed.n_pool)
+    of_class = statistics.median(Counter(labels).values()) * n_pool / len(labels)
     notes = []
-    if n_pool < 10 * K:
+    if of_class < K:
+        notes.append(
+            f"the pool has about {of_class:.0f} images of a class, fewer than K = {K}: the K nearest of a patch then "
+            "span several classes, and `specific` is conservative; lower mine.K or raise embed.n_pool"
+        )
+    elif n_pool < 10 * K:
         notes.append(
             f"the pool has {n_pool} patches, fewer than 10 K = {10 * K}: the K nearest of a patch are then hardly one "
             "thing, and `specific` is conservative; raise embed.n_pool or lower mine.K"

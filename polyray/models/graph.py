@@ -138,7 +138,6 @@ class _Writer(TorchFunctionMode):
         self._recording = recording
         self._n_calls = 0
         self._path: list[str] = [""]
-        self._in_hook = False
         # id -> (the tensor, its version, its value). Weak, so that a forward needs no more memory than it does
         # without us; an id that another tensor has taken over is told by the reference.
         self._known: dict[int, tuple[weakref.ref[Tensor], int, int]] = {}
@@ -148,8 +147,6 @@ class _Writer(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if self._in_hook:
-            return func(*args, **kwargs)
         tensors = list(flat((args, kwargs), Tensor))
         versions = [t._version for t in tensors]
         ref_args, ref_kwargs = self._with_refs(args), self._with_refs(kwargs)
@@ -183,9 +180,7 @@ class _Writer(TorchFunctionMode):
         """The module at a path has returned; of several tensors the first counts."""
         self._path.pop()
         first = next(flat(output, Tensor), None)
-        self._in_hook = True  # hooks run inside this mode, and what they ask of a tensor is no call of the network
         self._recording.outputs.setdefault(path, []).append(None if first is None else self._value(first))
-        self._in_hook = False
 
     def _learn(self, tensor: Tensor, value: int) -> None:
         self._known[id(tensor)] = (weakref.ref(tensor), tensor._version, value)

@@ -201,7 +201,7 @@ class _EndedEarly(Exception):  # noqa: N818 - not an error
 
 
 class _Capture(TorchFunctionMode):
-    """Counts torch calls as the recording does, and hands over the tensors that are wanted, as soon as they are made."""
+    """Counts torch calls as the recording does, and hands over the wanted tensors as soon as they are made."""
 
     def __init__(self, readings: list[Reading], n_images: int, read: Callable[[Reading, Tensor], None]) -> None:
         super().__init__()

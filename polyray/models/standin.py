@@ -24,7 +24,6 @@ from polyray.models.vocabulary import imagenet_class_names
 NOTES = (
     "Stand-in encoder, not CLIP: distances are those of EfficientNet-Lite0's features, and clusters are named from "
     "its 1,000 ImageNet classes (ConSE) through MiniLM. What is no ImageNet class is named poorly.",
-    "Where the subject is an EfficientNet-Lite0 as well, clusters and names are circular: the network judges itself.",
 )
 
 

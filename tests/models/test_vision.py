@@ -299,6 +299,12 @@ def test_torchvision_weights_that_can_be_fetched_bring_their_preprocessing(monke
     assert (loaded.mean, loaded.std) == (vision.IMAGENET_MEAN, vision.IMAGENET_STD)
 
 
+def test_inception_networks_scale_their_input_as_their_weights_expect() -> None:
+    loaded = subject(name="torchvision:googlenet", weights="none", input_px=64, micro_batch=1)
+    assert loaded.module.transform_input is True
+    assert (loaded.mean, loaded.std) == (vision.IMAGENET_MEAN, vision.IMAGENET_STD)
+
+
 def test_timm_weights_that_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
     def offline(*_: object, **__: object) -> None:
         raise FileNotFoundError("cannot reach the hub")
