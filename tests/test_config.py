@@ -161,6 +161,13 @@ def test_unknown_choice_names_the_valid_ones(key: str, value: str, said: str) ->
         ("execution.scoring.in_flight", 65),
         ("execution.bundle_s", 0),
         ("execution.object_store_gb", float("nan")),
+        ("execution.object_store_gb", float("inf")),
+        ("execution.object_store_gb", 0.05),
+        ("execution.subject.num_cpus", float("inf")),
+        ("execution.encoder.num_gpus", float("inf")),
+        ("execution.scoring.memory_gb", float("inf")),
+        ("science.subject.std", [0.2, 0.2, 0]),
+        ("science.subject.mean", [0.5, 0.5, float("nan")]),
     ],
 )
 def test_value_out_of_bounds_is_refused_with_key_and_value(key: str, value: object) -> None:
@@ -182,6 +189,8 @@ def test_value_out_of_bounds_is_refused_with_key_and_value(key: str, value: obje
         (with_value(raw_config(), "science.subject", {}), "either subject.name or subject.factory"),
         (with_value(raw_config(), "science.subject.factory", "a:b"), "either subject.name or subject.factory"),
         (with_value(raw_config(), "execution.subject", {"min": 3, "max": 2}), "min <= max"),
+        (with_value(raw_config(), "execution.subject.num_gpus", 1.5), "num_gpus must be whole above 1"),
+        (with_value(raw_config(), "execution.subject.num_cpus", 0.33333), "num_cpus may have at most 4 decimals"),
         (with_value(raw_config(), "science.numerics.device", "cuda"), "execution.subject.num_gpus is 0"),
         ({}, "science: Field required"),
         (with_value(raw_config(), "science.probe", {}), "kind"),

@@ -2,8 +2,8 @@
 
 `python tests/benchmarks/bench_mine.py --json` prints one JSON object. ratio_mine is the median, over pairs, of the time
 to get the responses and positions of all 22,720 census neurons of ResNet-50 from a batch, divided by the time of the
-bare forward on the same batch. The two alternate, so that a slow spell of the machine hits both; with one thread on the CPU
-what counts is processor time, which other processes' load distorts less than it does the clock.
+bare forward on the same batch. The two alternate, so that a slow spell of the machine hits both; with one thread on the
+CPU what counts is processor time, which other processes' load distorts less than it does the clock.
 """
 
 import argparse

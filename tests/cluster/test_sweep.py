@@ -4,13 +4,15 @@ import json
 import os
 import signal
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from networks import EDGE_NEURONS
+from PIL import Image
+from probes.pictures import encode, picture, png
 from sweeps import (
     CONFIGS,
     HALF_CPU,
@@ -112,8 +114,10 @@ def test_interrupt_ends_with_130_and_keeps_what_is_committed(interrupted: Interr
 def test_killed_sweep_goes_on_and_does_nothing_committed_again(interrupted: Interrupted, finished: Finished) -> None:
     assert interrupted.kill_code == -signal.SIGKILL
     assert interrupted.last_code == 0, interrupted.last.stderr
-    before = {name: file for name, file in interrupted.after_kill.items() if name.startswith("commits/")}
+    # A record that was being written is a temporary file, and is gone in the end.
+    before = {n: f for n, f in interrupted.after_kill.items() if n.startswith("commits/") and n.endswith(".json")}
     now = files_of(interrupted.out)
+    assert not any(name.endswith(".tmp") for name in now)
     assert 2 <= sum(name.startswith("commits/draw") for name in before) < len(commits(finished.out, "draw"))
     assert {f"commits/{name}" for name in interrupted.after_interrupt} <= before.keys()
     assert {name: now[name] for name in before} == before
@@ -452,3 +456,142 @@ def test_vision_transformer_tokens_are_positions_on_a_grid(ray_here: None, one_t
         assert r["x0"] <= 16 * column + 8 <= r["x1"]
         assert r["y0"] <= 16 * row + 8 <= r["y1"]
     assert verify(tmp_path / "out").ok
+
+
+BROKEN = {
+    "truncated.jpg": "truncated",
+    "cut.png": "truncated",
+    "empty.png": "empty file",
+    "notes.png": "not an image",
+    "huge.png": "too large",
+    "float.tif": "pixel type",
+    "nothing.jpg": "not a file",
+    "folder.png": "not a file",
+}
+"""Files of class `broken`, and how the reason begins that each gets."""
+ODD = ("gray.png", "cmyk.jpg", "deep.png", "palette.png", "dot.png", "strip.png", "large.jpg", "clear.png")
+"""Files of class `odd`: pictures of every kind that can be read."""
+
+
+def write_awkward_folder(root: Path) -> None:
+    """Six ordinary classes, pictures of every odd kind, repeats, a class with one picture, and broken files."""
+    for c in range(6):
+        (root / f"class{c}").mkdir(parents=True)
+        for i in range(6):
+            (root / f"class{c}" / f"{i}.png").write_bytes(encode(picture(10 * c + i, 40, 40)))
+    for name in ("odd", "repeats", "alone", "broken"):
+        (root / name).mkdir()
+    odd, broken = root / "odd", root / "broken"
+    image = Image.fromarray(picture(100, 40, 50))
+    (odd / "gray.png").write_bytes(encode(image.convert("L")))
+    (odd / "cmyk.jpg").write_bytes(encode(image.convert("CMYK"), "JPEG"))
+    (odd / "deep.png").write_bytes(encode(Image.fromarray(picture(101, 40, 40)[:, :, 0].astype(np.uint16) * 257)))
+    (odd / "palette.png").write_bytes(encode(image.convert("P")))
+    (odd / "dot.png").write_bytes(encode(picture(102, 1, 1)))
+    (odd / "strip.png").write_bytes(encode(picture(103, 3, 3000)))
+    (odd / "large.jpg").write_bytes(encode(Image.fromarray(picture(104, 30, 40)).resize((4000, 3000)), "JPEG"))
+    (odd / "clear.png").write_bytes(encode(image.convert("RGBA")))
+    # The same pixels under another name, in another format, in another class.
+    (root / "repeats" / "0.png").write_bytes((root / "class0" / "0.png").read_bytes())
+    (root / "repeats" / "1.bmp").write_bytes(encode(picture(1, 40, 40), "BMP"))
+    (root / "alone" / "only.png").write_bytes(encode(picture(105, 40, 40)))
+    whole = encode(picture(106, 40, 40), "JPEG")
+    (broken / "truncated.jpg").write_bytes(whole[: len(whole) // 2])
+    (broken / "cut.png").write_bytes(encode(picture(107, 40, 40))[:900])
+    (broken / "empty.png").touch()
+    (broken / "notes.png").write_text("this is no picture")
+    (broken / "huge.png").write_bytes(png(20_000, 20_000, 8, 2, None))
+    (broken / "float.tif").write_bytes(encode(Image.fromarray(np.ones((9, 9), np.float32)), "TIFF"))
+    (broken / "nothing.jpg").symlink_to(root / "nowhere.jpg")
+    (broken / "folder.png").mkdir()
+    (broken / "readme.txt").write_text("no picture by its name: passed over")
+
+
+def test_awkward_images_cost_themselves_a_row_and_nothing_else(
+    ray_here: None, one_thread: None, tmp_path: Path
+) -> None:
+    write_awkward_folder(tmp_path / "pictures")
+    raw = tiny(tmp_path, layers=["norm", "edges"], input_px=32)
+    raw["science"] |= {
+        "probe": {"kind": "folder", "path": str(tmp_path / "pictures")},
+        "mine": {"K": 24, "K_keep": 40, "k_min": 20},
+        "embed": {"n_pool": 40},
+        "calibrate": {"B": 20, "n_bootstrap": 10},
+    }
+    result = command("run", write_config(tmp_path / "c.yaml", raw), "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert f"{len(BROKEN)} images, patches or neurons failed; see table failures" in result.stdout
+    assert "1 constant, 1 dead, 1 not finite" in result.stdout
+    data = polyray.open(tmp_path / "out")
+    images = data["images"].to_table().to_pylist()
+    by_name = {r["name"]: r for r in images}
+    assert len(by_name) == len(images) == 6 * 6 + len(ODD) + 2 + 1 + len(BROKEN)
+
+    failed = {r["name"] for r in images if r["status"] != "ok"}
+    assert failed == {f"broken/{name}" for name in BROKEN}
+    for name, reason in BROKEN.items():
+        row = by_name[f"broken/{name}"]
+        assert row["status"] == "failed"
+        assert row["reason"].startswith(reason), (name, row["reason"])
+        assert row["width_px"] is row["height_px"] is row["pixel_hash"] is None
+    failures = data["failures"].to_table().to_pylist()
+    assert sorted(r["item_id"] for r in failures) == sorted(by_name[f"broken/{name}"]["example"] for name in BROKEN)
+    assert {(r["stage"], r["item"], r["layer"]) for r in failures} == {("index", "image", None)}
+    assert {r["item_id"]: r["reason"] for r in failures} == {r["example"]: r["reason"] for r in images if r["reason"]}
+
+    assert {name: by_name[f"odd/{name}"]["status"] for name in ODD} == dict.fromkeys(ODD, "ok")
+    assert (by_name["odd/dot.png"]["width_px"], by_name["odd/large.jpg"]["width_px"]) == (1, 4000)
+    for name, twin in (("repeats/0.png", "class0/0.png"), ("repeats/1.bmp", "class0/1.png")):
+        assert by_name[name]["pixel_hash"] == by_name[twin]["pixel_hash"]
+
+    # Each distinct readable picture counts once: repeats stand for themselves no more.
+    distinct = {r["example"] for r in images if r["status"] == "ok" and not r["name"].startswith("repeats/")}
+    assert {r["n_images"] for r in data["histograms"].to_table().to_pylist() if r["n_nonfinite"] == 0} == {
+        len(distinct)
+    }
+    kept = {r["example"] for r in data["examples"].to_table().to_pylist()}
+    assert kept <= distinct
+    assert {by_name[f"odd/{name}"]["example"] for name in ODD} & kept
+    assert {r["example"] for r in data["pool"].to_table().to_pylist()} <= distinct
+    statuses = Counter((r["layer"], r["status"]) for r in data["neurons"].to_table().to_pylist())
+    assert statuses[("norm", "ok")] == WIDTHS["norm"]
+    assert statuses[("edges", "excluded")] == 3
+    assert sum(statuses.values()) == WIDTHS["norm"] + WIDTHS["edges"]
+    assert verify(tmp_path / "out").ok
+
+
+def test_probe_set_without_a_readable_image_stops_the_sweep_and_says_so(
+    ray_here: None, one_thread: None, tmp_path: Path
+) -> None:
+    (tmp_path / "pictures" / "broken").mkdir(parents=True)
+    for i in range(25):
+        (tmp_path / "pictures" / "broken" / f"{i}.png").write_text(f"no picture {i}")
+    raw = tiny(tmp_path, layers=["norm"])
+    raw["science"]["probe"] = {"kind": "folder", "path": str(tmp_path / "pictures")}
+    result = command("run", write_config(tmp_path / "c.yaml", raw), "--out", tmp_path / "out", "--json")
+    assert result.exit_code == 3
+    assert printed_json(result)["error"] == "StageError"
+    assert "no image" in result.stderr
+    failures = polyray.open(tmp_path / "out")["failures"].to_table().to_pylist()
+    assert [r["item_id"] for r in failures] == list(range(25))
+
+
+def test_sweep_in_which_no_neuron_can_be_scored_is_still_whole(resolved: Resolved, tmp_path: Path) -> None:
+    (edges,) = [info for info in resolved.sweep.layers if info.name == "edges"]
+    hopeless = np.array(sorted(EDGE_NEURONS[name] for name in ("dead", "constant", "nan")))
+    swept = replace(resolved.sweep, layers=(edges,), neurons={"edges": hopeless})
+    said = resolved.provenance | {"layers": {"edges": len(hopeless)}}
+    by_hand(replace(resolved, sweep=swept, provenance=said), tmp_path / "out")
+    data = polyray.open(tmp_path / "out")
+    found = data["neurons"].to_table().to_pylist()
+    assert [(r["neuron"], r["status"], r["reason"].split(":")[0]) for r in found] == [
+        (0, "excluded", "dead"),
+        (1, "excluded", "constant"),
+        (2, "excluded", "not finite"),
+    ]
+    assert [r["diagnosis"] for r in found] == ["dead", "constant", None]
+    assert {r["q"] for r in found} == {None}
+    counted = {(r["layer"], r["metric"]): r["value"] for r in data["layer_summary"].to_table().to_pylist()}
+    assert counted["edges", "n_excluded"] == counted[None, "n_excluded"] == 3
+    assert counted["edges", "called_frac"] is None
+    assert command("verify", tmp_path / "out").exit_code == 0

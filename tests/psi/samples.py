@@ -140,8 +140,9 @@ def edge_subject(settings: Science) -> Subject:
     return load_subject(settings.subject, settings.numerics)
 
 
-def unit(x: NDArray[np.float64]) -> NDArray[np.float64]:
+def unit(x: NDArray[np.floating]) -> NDArray[np.float64]:
     """Rows of length 1."""
+    x = x.astype(np.float64)
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 

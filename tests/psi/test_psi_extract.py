@@ -147,7 +147,7 @@ def naive_side(energy: NDArray[np.float64], center: float, share: float) -> int:
 @pytest.mark.parametrize(("energy", "swap_energy"), [(0.9, 0.5), (0.99, 0.2), (0.6, 0.05)])
 def test_effective_sides_hold_their_share_of_the_energy(energy: float, swap_energy: float) -> None:
     row = window_row(subject_of(shallow(), PX), setting(energy=energy, swap_energy=swap_energy), "layers.1")
-    # Position p of the second layer sees tap b of the first layer's p − 1 + j, and that sees tap a at 2(p − 1 + j) − 1 + i.
+    # Position p of the second layer sees the first one's p − 1 + j through tap b, and that pixel 2(p − 1 + j) − 1 + i.
     weight = np.zeros(PX)
     p = row["grid_w"] // 2
     for j, b in enumerate([1, 3, 1]):

@@ -280,7 +280,7 @@ def fake_mine(
     probe = FakeProbe(numbered_pictures(len(response)), ["x"] * len(response))
     subject, images = FakeSubject({info.name: response}), images_of(probe.labels, distinct)
     parts = [
-        mine(subject, probe, settings, images, [info], {info.name: np.arange(response.shape[1])}, r).parts[info.name]  # type: ignore[arg-type]
+        mine(subject, probe, settings, images, [info], {info.name: np.arange(response.shape[1])}, r).parts[info.name]
         for r in ranges
     ]
     return merge(parts, settings, info)
@@ -318,7 +318,7 @@ def test_any_ties_any_ranges(data: st.DataObject, n: int, positive_only: bool) -
             reason = "dead"
         elif len(set(x + 0.0)) == 1:
             reason = "constant"
-        elif len(known["example"]) < 4:  # type: ignore[arg-type]
+        elif len(known["example"]) < 4:
             reason = "too few examples"
         assert row["status"] == ("ok" if reason is None else "excluded")
         assert (row["reason"] or "").startswith(reason or "")
