@@ -129,11 +129,17 @@ def load_subject(config: SubjectConfig, numerics: NumericsConfig) -> Subject:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     readouts = Readouts(network, (3, config.input_px, config.input_px), dtype, device)
     trained = config.weights != "none"
-    left_out = [f"left out of {config.layers}: {n} ({why})" for n, why in readouts.left_out(config.layers).items()]
-    notes = [*([] if trained else [UNTRAINED]), *built.notes, *left_out]
+    notes = [*([] if trained else [UNTRAINED]), *built.notes, *_left_out(readouts.left_out(config.layers))]
     return Subject(
         network, readouts, config.input_px, config.micro_batch, mean, std, dtype, device, digest, trained, notes
     )
+
+
+def _left_out(reasons: Mapping[str, str]) -> list[str]:
+    if not reasons:
+        return []
+    shown = [f"{name} ({why})" for name, why in list(reasons.items())[:3]]
+    return [f"{len(reasons)} layers cannot be read and are left out: {'; '.join(shown)}{'; …' * (len(reasons) > 3)}"]
 
 
 def resolve_neurons(

@@ -413,8 +413,9 @@ class Constants(nn.Module):
         x = self.conv(x)
         if self.table is None:
             self.table = torch.arange(4.0).reshape(4, 1, 1).exp()
-        for _ in range(10):
-            x = x + 1
+        freed = [x + i for i in range(20)]
+        x = sum(freed[1:], freed[0])
+        freed.clear()
         for identity in self.constant:
             identity(torch.ones(x.shape))
         return F.relu(self.out(x + self.table))

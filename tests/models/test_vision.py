@@ -141,6 +141,30 @@ def test_untrained_networks_are_the_same_whatever_the_process_drew_before() -> N
     assert tiny_subject(dtype="bfloat16").digest == first.digest
 
 
+class Rolled(nn.Module):
+    """One block that looks at the map and four that look at it rolled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Tiny() for _ in range(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.blocks[0](x)
+        for block in self.blocks[1:]:
+            y = y + block(torch.roll(x, 1, 3))
+        return y
+
+
+def rolled() -> nn.Module:
+    return Rolled()
+
+
+def test_what_a_set_leaves_out_is_noted() -> None:
+    (_, note) = subject(factory=f"{HERE}:rolled", layers="block_outputs").notes
+    assert note.startswith("4 layers cannot be read and are left out: blocks.1 (roll in the root module is no function")
+    assert note.endswith("; …")
+
+
 # --- preprocessing, padding -----------------------------------------------------------------------------------------
 
 

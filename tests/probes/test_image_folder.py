@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pictures import encode, picture
+from probes.pictures import encode, picture
 
 from polyray.config import ImageFolder
 from polyray.errors import DataError

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
-from pictures import encode, picture
+from probes.pictures import encode, picture
 
 from polyray.config import ImageTable
 from polyray.errors import DataError

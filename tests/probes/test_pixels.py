@@ -7,8 +7,8 @@ import struct
 import numpy as np
 import pytest
 import torch
-from pictures import encode, picture, png
 from PIL import Image, ImageFile, ImageOps
+from probes.pictures import encode, picture, png
 
 from polyray.errors import DataError
 from polyray.probes.images import decode, pixel_hash, view

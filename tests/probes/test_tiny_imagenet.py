@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pictures import encode, picture
 from PIL import Image
+from probes.pictures import encode, picture
 from skips import skip
 
 from polyray.config import TinyImageNet

@@ -286,20 +286,25 @@ def fake_mine(
     return merge(parts, settings, info)
 
 
-@given(data=st.data(), n=st.integers(1, 40), positive_only=st.booleans())
+VALUES = np.array([-1.0, -0.0, 0.0, 0.5, 1.0, 2.0, math.nan, math.inf])
+
+
+@given(n=st.integers(1, 40), n_values=st.integers(1, 6), bad=st.booleans(), positive_only=st.booleans(), data=st.data())
 @settings(max_examples=60, deadline=None)
-def test_any_ties_any_ranges(data: st.DataObject, n: int, positive_only: bool) -> None:
-    value = st.sampled_from([-1.0, -0.0, 0.0, 0.5, 1.0, 2.0, math.nan, math.inf])
-    response = np.array(data.draw(st.lists(st.lists(value, min_size=3, max_size=3), min_size=n, max_size=n)))
+def test_any_ties_any_ranges(n: int, n_values: int, bad: bool, positive_only: bool, data: st.DataObject) -> None:
+    seed = data.draw(st.integers(0, 10**6))
+    rng = np.random.default_rng(seed)
+    response = rng.choice(VALUES[6 - n_values : 6], (n, 3))
+    response[:, 2] = np.where(rng.random(n) < (0.2 if bad else 0), rng.choice(VALUES[6:], n), response[:, 2])
     cuts = sorted(data.draw(st.lists(st.integers(0, n), max_size=4)))
     ranges = [range(a, b) for a, b in zip([0, *cuts], [*cuts, n], strict=True)]
-    distinct = sorted(data.draw(st.sets(st.integers(0, n - 1))))
-    K = data.draw(st.integers(4, 9))
+    distinct = sorted(rng.choice(n, rng.integers(0, n + 1), replace=False).tolist())
+    K = int(rng.integers(4, 10))
     chosen = science(
         subject={"input_px": 8, "micro_batch": 4},
-        mine={"K": K, "K_keep": data.draw(st.integers(K, 12)), "k_min": 4},
+        mine={"K": K, "K_keep": int(rng.integers(K, 13)), "k_min": 4},
         cluster={"k_range": [2, 3]},
-        seed=data.draw(st.integers(0, 5)),
+        seed=seed,
     )
     info = layer_info(positive_only=positive_only)
     mined, histograms = fake_mine(response.astype(np.float32), ranges, chosen, info, distinct)
