@@ -136,8 +136,8 @@ def pool_notes(config: Config, labels: Sequence[str]) -> list[str]:
         )
     if n_pool // 2 < B:
         notes.append(
-            f"B = {B} draws of one_concept share {n_pool // 2} anchors (half of the pool): their p-values are coarser "
-            "than 1/(B+1)"
+            f"one_concept has {n_pool // 2} draws, not B = {B}: half of the pool's patches are its anchors, and no p "
+            f"under `specific` is below {1 / (n_pool // 2 + 1):.1e}"
         )
     return notes
 

@@ -19,7 +19,7 @@ _M0, _M1 = 0xD2511F53, 0xCD9E8D57
 _W0, _W1 = 0x9E3779B9, 0xBB67AE85
 
 # What a random value is for. A new use takes a new number; a number is never used twice.
-TIES, POOL_IMAGE, POOL_NEURON, WINDOW_SAMPLE = 1, 2, 3, 4
+TIES, POOL_IMAGE, POOL_NEURON, WINDOW_SAMPLE, WINDOW_SIGNS = 1, 2, 3, 4, 5
 KMEANS_REAL = 8
 KMEANS_DRAW = {"rotation": 9, "pool": 10, "one_concept": 11}
 KMEANS_NULL = {"rotation": 12, "pool": 13, "one_concept": 14}

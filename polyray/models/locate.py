@@ -242,6 +242,7 @@ class Locator:
         geometry = _geometry(place, layout.grid, (height, width))
         if isinstance(geometry, str):
             return geometry
+        receptive_px, center_x_px, center_y_px, stride_px = geometry
         info = LayerInfo(
             name=name,
             depth=0,
@@ -252,10 +253,10 @@ class Locator:
             activation=None if ending is None else ending.name,
             ranked_by="pre_activation" if pre else "response",
             positive_only=ending is not None and ending.zero_below,
-            receptive_px=geometry[0],
-            center_x_px=geometry[1],
-            center_y_px=geometry[2],
-            stride_px=geometry[3],
+            receptive_px=receptive_px,
+            center_x_px=center_x_px,
+            center_y_px=center_y_px,
+            stride_px=stride_px,
         )
         return Reading(info, value, op.name, layout)
 
@@ -264,11 +265,8 @@ def _activation(op: Op) -> _Ending | None:
     """The activation that a call is; None where it is none. Bounds decide what a clamp is."""
     name = op.name
     if name in ("hardtanh", "clamp", "clip", "clamp_min", "clamp_max"):
-        low_default, high_default = (-1.0, 1.0) if name == "hardtanh" else (None, None)
-        low = op.arg(1, "min_val" if name == "hardtanh" else "min", low_default) if name != "clamp_max" else None
-        high = op.arg(2, "max_val" if name == "hardtanh" else "max", high_default) if name != "clamp_min" else None
-        high = op.arg(1, "max") if name == "clamp_max" else high
-        if not all(bound is None or isinstance(bound, (int, float)) for bound in (low, high)):
+        low, high = _bounds(op)
+        if isinstance(low, Ref) or isinstance(high, Ref):
             return None
         shown = "relu6" if (low, high) == (0, 6) else "relu" if (low, high) == (0, None) else name
         return _Ending(shown, op, high is not None, low == 0)
@@ -282,25 +280,35 @@ def _activation(op: Op) -> _Ending | None:
     return None
 
 
+def _bounds(op: Op) -> tuple[object, object]:
+    if op.name == "hardtanh":
+        return op.arg(1, "min_val", -1.0), op.arg(2, "max_val", 1.0)
+    if op.name == "clamp_max":
+        return None, op.arg(1, "max")
+    return op.arg(1, "min"), None if op.name == "clamp_min" else op.arg(2, "max")
+
+
 def _geometry(
     place: Place, grid: tuple[int, int], image: tuple[int, int]
 ) -> tuple[int | None, float, float, float] | str:
-    """Receptive field, centre (x, y) of position (0, 0) and stride; or why there is no single stride."""
-    axes = list(zip((place.y, place.x), grid, image, strict=True))
-    known = all(field is not None for field, _, _ in axes) and not place.pooled
-    if known:
-        center_y, center_x = (field.start + field.size / 2 for field, _, _ in axes if field is not None)
-        strides = {float(field.jump) for field, n, _ in axes if field is not None and n > 1}
-        sides = [field.size for field, _, _ in axes if field is not None]
-        covers = all(_covers(field, n, side) for field, n, side in axes if field is not None)
-        receptive = None if place.whole or covers else max(sides)
+    """Receptive field, centre (x, y) of position (0, 0) and stride; or why there is no single stride.
+
+    Where the fields are unknown or pooled away, the grid is spread evenly over the image.
+    """
+    receptive: int | None = None
+    if place.y is None or place.x is None or place.pooled:
+        strides = [side / n for n, side in zip(grid, image, strict=True)]
+        center_y, center_x = (stride / 2 for stride in strides)
     else:
-        center_y, center_x = (0.5 * side / n for _, n, side in axes)
-        strides = {side / n for _, n, side in axes if n > 1}
-        receptive = None
-    if len(strides) > 1:
-        return f"its rows and columns have different strides, {sorted(strides)} px"
-    return receptive, center_x, center_y, strides.pop() if strides else float(max(image))
+        fields = (place.y, place.x)
+        strides = [float(field.jump) for field in fields]
+        center_y, center_x = (field.start + field.size / 2 for field in fields)
+        if not place.whole and not all(map(_covers, fields, grid, image)):
+            receptive = max(field.size for field in fields)
+    used = {stride for stride, n in zip(strides, grid, strict=True) if n > 1} or {strides[0]}
+    if len(used) > 1:
+        return f"its rows and columns have different strides, {sorted(used)} px"
+    return receptive, center_x, center_y, used.pop()
 
 
 def _covers(field: Field, n_positions: int, side: int) -> bool:

@@ -4,7 +4,6 @@ Which question it answers: *how strongly does each neuron respond to each image,
 by `readouts.py` on every layer while the forward runs, so that no map is kept.
 """
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -28,7 +27,7 @@ def _pooled(values: Tensor) -> tuple[Tensor, Tensor]:
     """The same by a pooling over the whole map, for neurons that lie next to each other in memory.
 
     On the CPU such a pooling is vectorised over neurons together with its indices, which `max(dim)` is not: it takes
-    an eighth of the time. Both scan positions in order and move on to strictly larger values alone.
+    a seventh of the time. Both scan positions in order and move on to strictly larger values alone.
     """
     n_positions = values.shape[1]
     maps = values.contiguous().unflatten(1, (n_positions, 1)).permute(0, 3, 1, 2)

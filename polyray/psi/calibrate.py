@@ -62,16 +62,19 @@ _EMPTY = np.zeros(0)
 
 
 def require_draws(draws: pa.Table, B: int) -> None:
-    """Refuses to calibrate against fewer draws than were asked for.
+    """Refuses to calibrate against draws of which some are missing.
+
+    There are B of each kind and size; of one_concept fewer where the pool has fewer anchors.
 
     Raises:
         StoreError: draws of a kind and size are missing.
     """
-    counts = draws.group_by(["kind", "n_used"]).aggregate([([], "count_all")])
+    counts = draws.group_by(["kind", "n_used"]).aggregate([("draw", "count"), ("draw", "max")])
     for row in counts.to_pylist():
-        if row["kind"] != "shuffle_text" and row["count_all"] != B:
+        expected = row["draw_max"] + 1 if row["kind"] == "one_concept" else B
+        if row["kind"] != "shuffle_text" and row["draw_count"] != expected:
             raise StoreError(
-                f"{row['count_all']} of {B} {row['kind']} draws of {row['n_used']} examples are there; "
+                f"{row['draw_count']} of {expected} {row['kind']} draws of {row['n_used']} examples are there; "
                 "`polyray verify` says which unit is missing."
             )
 

@@ -29,20 +29,23 @@ def pool_draws(data: Space, n: int, items: Tensor, seed: int, stream: int, layer
     return order[:, :n]
 
 
+def anchors(data: Space, seed: int, half: int, layer: int) -> Tensor:
+    """The pool's rows around which one_concept draws (half 0) or null neurons (half 1) lie, in a random order.
+
+    The pool is split at random, so that no null neuron is a draw that it is compared with.
+    """
+    order = torch.argsort(random.bits(seed, random.DRAW_CONCEPT, layer, torch.arange(len(data.pool))), stable=True)
+    return order[half::2]
+
+
 def concept_draws(data: Space, n: int, items: Tensor, seed: int, half: int, layer: int) -> Tensor:
     """The n pool patches nearest to a random pool patch (itself among them) for each item, [G, n].
 
-    The pool is split at random into anchors of the null draws and anchors of the null neurons, so that no null neuron
-    is a draw that it is compared with; items take the anchors of their half in a random order, without repeats while
-    they last. The pool's images are distinct, so the draw's are. Of equally near patches the lower row goes first.
-
-    Args:
-        half: 0 for null draws, 1 for null neurons.
+    Items take the anchors of their half in order, and start again when there are no more. The pool's images are
+    distinct, so the draw's are. Of equally near patches the lower row goes first.
     """
-    order = torch.argsort(random.bits(seed, random.DRAW_CONCEPT, layer, torch.arange(len(data.pool))), stable=True)
-    anchors = order[half::2]
-    anchor = anchors[items % len(anchors)]
-    return torch.argsort(data.pool_gram[anchor], dim=1, descending=True, stable=True)[:, :n]
+    around = anchors(data, seed, half, layer)
+    return torch.argsort(data.pool_gram[around[items % len(around)]], dim=1, descending=True, stable=True)[:, :n]
 
 
 def draw(kind: str, n: int, draws: range, layer: int, science: Science, data: Space) -> pa.Table:
@@ -57,12 +60,16 @@ def draw(kind: str, n: int, draws: range, layer: int, science: Science, data: Sp
         data: the layer's vectors.
 
     Returns:
-        Rows of `nulls`. Where the pool has fewer than n patches there are none.
+        Rows of `nulls`. Where the pool has fewer than n patches there are none, and there are no more one_concept
+        draws than anchors: another draw around the same patch would be counted as evidence of its own.
     """
     stream, choose = _POOLED[kind][0], _POOLED[kind][2]
     tables = []
-    for start in range(draws.start, draws.stop if n <= len(data.pool) else draws.start, CHUNK):
-        items = torch.arange(start, min(start + CHUNK, draws.stop))
+    stop = draws.stop if n <= len(data.pool) else draws.start
+    if kind == "one_concept":
+        stop = min(stop, len(anchors(data, science.seed, stream, layer)))
+    for start in range(draws.start, stop, CHUNK):
+        items = torch.arange(start, min(start + CHUNK, stop))
         at = choose(data, n, items, science.seed, stream, layer)
         gram = data.pool_gram[at[:, :, None], at[:, None, :]]
         labels = torch.from_numpy(data.pool_label)[at]

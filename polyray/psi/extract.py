@@ -31,11 +31,12 @@ def window(
     """The sides of a layer's boxes, measured once on a fixed sample of images.
 
     Returns:
-        The layer's row of `layers`. `theoretical` takes the receptive field for both sides; where that is the whole
-        image, or the energy says nothing, the side is the input's.
+        The layer's row of `layers`. `theoretical` takes the receptive field for both sides. Sides may be larger
+        than the input: boxes are clipped to it where they lie.
     """
     if science.extract.window == "theoretical":
-        side = swap_side = info.receptive_px or science.subject.input_px
+        # Twice the input's side covers it from every position, the corners too.
+        side = swap_side = info.receptive_px or 2 * science.subject.input_px
     else:
         energy = _energy(subject, probe, science, images, info)
         center_x = info.center_x_px + info.stride_px * (info.grid_w // 2)
@@ -57,8 +58,8 @@ def window(
             "activation": [info.activation],
             "ranked_by": [info.ranked_by],
             "window": [science.extract.window],
-            "side_px": [min(side, science.subject.input_px)],
-            "swap_side_px": [min(swap_side, science.subject.input_px)],
+            "side_px": [side],
+            "swap_side_px": [swap_side],
             "receptive_px": [info.receptive_px],
             "center_x_px": [info.center_x_px],
             "center_y_px": [info.center_y_px],
@@ -80,7 +81,9 @@ def _energy(subject: Subject, probe: ProbeSet, science: Science, images: Images,
     total = torch.zeros(science.subject.input_px, science.subject.input_px, dtype=torch.float64)
     for start in range(0, len(views), ENERGY_BATCH):
         batch = subject.prepare(np.stack(views[start : start + ENERGY_BATCH]))
-        total += subject.readouts.input_energy(batch, info.name, science.seed).cpu().double()
+        # Other signs for every batch: their mean over the sample is what the energy converges to.
+        signs = int(random.bits(science.seed, random.WINDOW_SIGNS, random.layer_word(info.name), start))
+        total += subject.readouts.input_energy(batch, info.name, signs).cpu().double()
     return total
 
 

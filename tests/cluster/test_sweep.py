@@ -5,6 +5,7 @@ import os
 import signal
 from collections import Counter
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ from sweeps import (
 )
 
 import polyray
+from polyray.cluster import service
+from polyray.cluster.dispatch import Policy
 from polyray.cluster.plan import STAGES
 from polyray.cluster.resolve import Resolved
 from polyray.psi.cluster import sizes
@@ -204,8 +207,10 @@ def test_killed_worker_is_replaced_and_digests_stay(troubled: dict[str, Any], fi
 
 
 def test_workers_that_cannot_start_stop_the_sweep_with_the_reason(
-    tiny_yaml: Path, ray_here: None, tmp_path: Path
+    ray_here: None, one_thread: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Every start takes seconds, and one shows as much as three do.
+    monkeypatch.setattr(service, "Policy", partial(Policy, start_failures=1))
     raw = tiny(tmp_path, factory="troubles:unbuildable", factory_args={"pid": os.getpid()})
     raw["science"]["subject"]["layers"] = ["norm"]
     result = command("run", write_config(tmp_path / "c.yaml", raw), "--out", tmp_path / "out")

@@ -122,7 +122,6 @@ def test_theoretical_boxes_are_the_receptive_fields(network: Any, last: int) -> 
     assert row["side_px"] == row["swap_side_px"] == row["receptive_px"]
 
 
-@pytest.mark.xfail(strict=True, reason="sides are cut to the input's before boxes are moved to their position")
 @pytest.mark.parametrize("kernel", [41, 63])
 def test_a_receptive_field_beyond_the_image_is_clipped_where_it_lies(kernel: int) -> None:
     """Of 41 px the corners see most of the image, of 63 px every position sees all of it."""
@@ -190,7 +189,6 @@ class Opposites(nn.Module):
         return self.read(x)
 
 
-@pytest.mark.xfail(strict=True, reason="every batch of the sample repeats the signs of the first")
 def test_more_sample_images_give_a_better_energy() -> None:
     """Core and rim hold half of the energy each, so that a box with 0.32 of it is the core, 3 px wide."""
     sides = []

@@ -168,7 +168,6 @@ def concept_p(n_worlds: int, n_pool: int, n_draws: int) -> NDArray[np.float64]:
     return np.concatenate(found)
 
 
-@pytest.mark.xfail(strict=True, reason="draws that share an anchor are counted as if each were a draw of its own")
 def test_more_draws_than_anchors_make_no_smaller_p() -> None:
     p = concept_p(40, 20, 100)
     assert (p <= 0.02).mean() <= 0.02 + 4 * np.sqrt(0.02 * 0.98 / len(p))
