@@ -69,7 +69,7 @@ def score_rows(rng: np.random.Generator) -> list[dict[str, Any]]:
                 "Q": 0.0 if single else round(rng.random(), 2),
                 "Q_mean": 0.0 if single else 0.3,
                 "Q_std": 0.0 if single else 0.1,
-                "Q_p": 1.0 if single else round(rng.random(), 2),
+                "Q_p": round(rng.random(), 2),
                 "D": round(rng.random(), 2),
             }
         )
@@ -264,3 +264,14 @@ def test_missing_draws_are_refused(rows: Any) -> None:
     short = [d for d in draws if not (d["kind"] == "pool" and d["n_used"] == 19 and d["draw"] in (3, 4))]
     with pytest.raises(StoreError, match="48 of 50 pool draws of 19"):
         require_draws(as_table("nulls", short), B)
+    gap = [d for d in draws if not (d["kind"] == "one_concept" and d["n_used"] == 24 and d["draw"] == 7)]
+    with pytest.raises(StoreError, match="49 of 50 one_concept draws of 24"):
+        require_draws(as_table("nulls", gap), B)
+
+
+def test_fewer_anchors_than_draws_asked_for_are_no_gap(rows: Any) -> None:
+    few = [d for d in rows[1] if d["kind"] != "one_concept" or d["draw"] < 30]
+    require_draws(as_table("nulls", few), B)
+    table = as_table("scores", [r for r in rows[0] if r["n_used"] == 24])
+    found = calibrated(table, nulls(as_table("nulls", few), K_RANGE), science())
+    assert found["specific_S_p"].min() >= 1 / 31

@@ -148,6 +148,14 @@ def test_concept_draws_are_the_neighbours_of_a_patch(world: Any, monkeypatch: py
     assert sorted(anchors[:65] + anchors[65:]) == list(range(n_pool)), "every patch is an anchor, of one side only"
 
 
+def test_there_are_no_more_concept_draws_than_anchors(world: Any) -> None:
+    chosen, data = world
+    rows = draw("one_concept", N, range(60, 500), LAYER, chosen, data)
+    assert rows["draw"].to_pylist() == list(range(60, 65)), "half of the pool's 130 patches"
+    assert len(draw("one_concept", N, range(65, 500), LAYER, chosen, data)) == 0
+    assert len(draw("pool", N, range(65, 85), LAYER, chosen, data)) == 20
+
+
 def test_anchors_are_drawn_uniformly(world: Any) -> None:
     _, data = world
     times = np.zeros(len(data.pool))
