@@ -134,6 +134,15 @@ def clean_environment(home: Path) -> dict[str, str]:
     return kept | {"HOME": str(home), "PYTHONPATH": python_path(), "OMP_NUM_THREADS": "1"}
 
 
+# A shell that starts the tests in the background has them, and all that they start, ignore Ctrl-C.
+AS_FROM_A_TERMINAL = """
+import signal
+from polyray.cli import main
+signal.signal(signal.SIGINT, signal.default_int_handler)
+main()
+"""
+
+
 class Command:
     """`polyray …` in a process group of its own, as a shell starts it."""
 
@@ -142,7 +151,7 @@ class Command:
         self._stdout, self._stderr = folder / "stdout", folder / "stderr"
         with self._stdout.open("wb") as stdout, self._stderr.open("wb") as stderr:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "polyray.cli", *map(str, args)],
+                [sys.executable, "-c", AS_FROM_A_TERMINAL, *map(str, args)],
                 stdout=stdout,
                 stderr=stderr,
                 env=clean_environment(folder),
