@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-VERSION = 1
+VERSION = 2
 
 PRESETS = ("paper", "selective", "specific")
 COMPONENTS = ("S", "Q", "D")
@@ -274,7 +274,7 @@ TABLES: dict[str, Table] = {
                 ("k", pa.int16(), "number of clusters kept; for shuffle_text: number of names"),
                 ("Q", _f64, "NMI of clusters and labels; null for rotation and shuffle_text"),
                 ("Q_z", _f64, "z of Q under permuted labels; null for rotation and shuffle_text"),
-                ("D", pa.list_(_f64), "name distance at each k of k_range; one value for shuffle_text; null: rotation"),
+                ("D", _f64, "name distance of the kept clusters; of random names for shuffle_text; null for rotation"),
             ),
             ("kind", "n_used", "k", "draw"),
         ),

@@ -194,7 +194,7 @@ class ScoringWorker(Worker):
                 neurons, null_neurons = calibrate.calibrate(
                     self.store.read("scores", work.layer),
                     self.store.read("mined", work.layer),
-                    calibrate.nulls(draws, self.science.cluster.k_range),
+                    calibrate.nulls(draws),
                     self.infos[work.of_layer].ranked_by,
                     self.science,
                 )

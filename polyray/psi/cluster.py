@@ -171,10 +171,8 @@ class Scored(NamedTuple):
     Q_mean: Tensor
     Q_std: Tensor
     Q_p: Tensor
-    D_by_k: Tensor
-    """Name distance at every k of k_range, NaN where that k is not possible."""
     D: Tensor
-    """Name distance at the kept k; 0 where no k is possible."""
+    """Name distance of the kept clusters; 0 where no k is possible."""
 
 
 @lru_cache(maxsize=16)
@@ -204,15 +202,9 @@ def score(
     permutations = label_permutations(science.seed, gram.shape[1], science.calibrate.B)
     null = scores.permuted_nmi(result.labels, labels, permutations)
     Q_mean, Q_std = statistics.moments(null)
-    by_k = []
-    for i, k in enumerate(range(c.k_range[0], c.k_range[1] + 1)):
-        name, _ = scores.name_clusters(text, result.labels_by_k[:, i], k, data.vocabulary)
-        distance = scores.name_distance(name.squeeze(-1), data.similarity)
-        by_k.append(torch.where(torch.isnan(result.S_by_k[:, i]), torch.nan, distance))
-    D_by_k = torch.stack(by_k, dim=1)
-    at = (result.k - c.k_range[0]).clamp(min=0)
-    D = torch.where(result.k >= c.k_range[0], D_by_k.gather(1, at[:, None]).squeeze(1), 0.0)
-    return Scored(result, Q, Q_mean, Q_std, statistics.p_value(Q, null), D_by_k, D)
+    name, _ = scores.name_clusters(text, result.labels, c.k_range[1], data.vocabulary)
+    D = scores.name_distance(name.squeeze(-1), data.similarity)
+    return Scored(result, Q, Q_mean, Q_std, statistics.p_value(Q, null), D)
 
 
 class Examples(NamedTuple):

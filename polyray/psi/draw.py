@@ -86,7 +86,7 @@ def draw(kind: str, n: int, draws: range, layer: int, science: Science, data: Sp
                     "k": r.clustering.k.numpy(),
                     "Q": r.Q.numpy(),
                     "Q_z": z.numpy(),
-                    "D": columns.ragged(r.D_by_k.numpy().ravel(), np.full(len(items), r.D_by_k.shape[1]), pa.float64()),
+                    "D": r.D.numpy(),
                 },
             )
         )
@@ -148,7 +148,7 @@ def shuffle_text(science: Science, similarity: Tensor) -> pa.Table:
                     "k": [k] * B,
                     "Q": none,
                     "Q_z": none,
-                    "D": columns.ragged(D.numpy(), np.ones(B, dtype=np.int64), pa.float64()),
+                    "D": D.numpy(),
                 },
             )
         )

@@ -13,7 +13,6 @@ from polyray.errors import StoreError
 from polyray.psi.calibrate import calibrate, calibrated, nulls, require_draws, scores_of
 from polyray.schema import TABLES
 
-K_RANGE = (2, 4)
 SIZES = (24, 19)
 B = 50
 CONSTANT = ("one_concept", 19)
@@ -29,9 +28,7 @@ def draw_rows(rng: np.random.Generator) -> list[dict[str, Any]]:
         for kind in ("rotation", "pool", "one_concept"):
             for i in range(B):
                 alike = (kind, n) == CONSTANT
-                D = None if kind == "rotation" else [0.5] * 3 if alike else rng.random(3).round(2).tolist()
-                if D is not None and kind == "pool" and i % 7 == 0:
-                    D[2] = math.nan  # the draw has too few distinct vectors for k = 4
+                D = None if kind == "rotation" else 0.5 if alike else round(rng.random(), 2)
                 rows.append(
                     {
                         "kind": kind,
@@ -47,7 +44,7 @@ def draw_rows(rng: np.random.Generator) -> list[dict[str, Any]]:
     for k in (2, 3, 4):
         for i in range(B):
             empty = dict.fromkeys(("n_used", "S", "Q", "Q_z"))
-            rows.append({"kind": "shuffle_text", "draw": i, "k": k, "D": [round(rng.random(), 2)], **empty})
+            rows.append({"kind": "shuffle_text", "draw": i, "k": k, "D": round(rng.random(), 2), **empty})
     return rows
 
 
@@ -104,15 +101,14 @@ def naive(row: dict[str, Any], draws: list[dict[str, Any]]) -> dict[str, float]:
         "paper": (
             against(row["S"], values("rotation", "S")),
             (row["Q_mean"], row["Q_std"], Q_z, 1 / (1 + math.exp(-Q_z)), row["Q_p"] if informative else 1.0),
-            against(row["D"], [r["D"][0] for r in draws if r["kind"] == "shuffle_text" and r["k"] == k]),
+            against(row["D"], [r["D"] for r in draws if r["kind"] == "shuffle_text" and r["k"] == k]),
         )
     }
     for preset, kind in (("selective", "pool"), ("specific", "one_concept")):
-        at_k = [D[k - K_RANGE[0]] for D in values(kind, "D")]
         compared[preset] = (
             against(row["S"], values(kind, "S")),
             against(Q_z, values(kind, "Q_z")),
-            against(row["D"], [D for D in at_k if not math.isnan(D)]),
+            against(row["D"], values(kind, "D")),
         )
     out: dict[str, float] = {}
     for preset, parts in compared.items():
@@ -134,7 +130,7 @@ def rows() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
 
 def test_every_calibrated_column_is_that_of_a_loop(rows: Any) -> None:
     scored, draws = rows
-    found = calibrated(as_table("scores", scored), nulls(as_table("nulls", draws), K_RANGE), science())
+    found = calibrated(as_table("scores", scored), nulls(as_table("nulls", draws)), science())
     expected = [naive(row, draws) for row in scored]
     assert set(found) == set(expected[0])
     for name, values in found.items():
@@ -150,7 +146,7 @@ def test_log_psi_ranks_where_psi_cannot(rows: Any) -> None:
     S = np.array([d["S"] for d in rows[1] if d["kind"] == "rotation" and d["n_used"] == 24])
     base = score_rows(np.random.default_rng(0))[0] | {"n_used": 24, "k": 3, "D": 0.5, "Q": 3.0}
     neurons = [base | {"S": S.mean() + z * S.std()} for z in (18.0, 21.0, 24.0)]
-    found = calibrated(as_table("scores", neurons), nulls(as_table("nulls", rows[1]), K_RANGE), science())
+    found = calibrated(as_table("scores", neurons), nulls(as_table("nulls", rows[1])), science())
     np.testing.assert_allclose(found["paper_S_z"], [18, 21, 24])
     assert (found["paper_S_hat"].astype(np.float32) == 1).all()
     assert len(set(found["paper_psi"].astype(np.float32))) == 1
@@ -160,7 +156,7 @@ def test_log_psi_ranks_where_psi_cannot(rows: Any) -> None:
 
 def test_ablations_rank_as_the_products_of_their_hats(rows: Any) -> None:
     scored, draws = rows
-    found = calibrated(as_table("scores", scored), nulls(as_table("nulls", draws), K_RANGE), science())
+    found = calibrated(as_table("scores", scored), nulls(as_table("nulls", draws)), science())
     for preset in ("paper", "selective", "specific"):
         hats = {c: found[f"{preset}_{c}_hat"] for c in "SQD"}
         known = {**hats, "S*Q": hats["S"] * hats["Q"], "log_psi": hats["S"] * hats["Q"] * hats["D"]}
@@ -183,9 +179,9 @@ def test_chance_is_an_eighth(rows: Any) -> None:
         "k": 3,
         "S": float(np.mean([d["S"] for d in of])),
         "Q": 0.3 + 0.1 * Q_z,
-        "D": float(np.mean([d["D"][1] for d in of])),
+        "D": float(np.mean([d["D"] for d in of])),
     }
-    found = calibrated(as_table("scores", [row]), nulls(as_table("nulls", draws), K_RANGE), science())
+    found = calibrated(as_table("scores", [row]), nulls(as_table("nulls", draws)), science())
     assert found["specific_psi"][0] == pytest.approx(0.125)
     assert found["specific_log_psi"][0] == pytest.approx(3 * math.log(0.5))
 
@@ -217,9 +213,7 @@ def test_every_neuron_has_one_row_and_null_neurons_stand_apart(rows: Any) -> Non
     beside = [r for r in scored if r["kind"] != "real"]
     table = as_table("scores", [*reversed(real), late, broken, *beside])
     mined = mined_rows([r["neuron"] for r in real] + [34, 35, 36], {36: "dead"})
-    neurons, null_neurons = calibrate(
-        table, mined, nulls(as_table("nulls", draws), K_RANGE), "pre_activation", science()
-    )
+    neurons, null_neurons = calibrate(table, mined, nulls(as_table("nulls", draws)), "pre_activation", science())
 
     by_neuron = {r["neuron"]: r for r in neurons.to_pylist()}
     assert len(by_neuron) == len(neurons) == 15
@@ -250,7 +244,7 @@ def test_a_layer_without_a_scored_neuron(rows: Any) -> None:
     empty = TABLES["scores"].schema.empty_table()
     shared = [d for d in rows[1] if d["kind"] == "shuffle_text"]
     mined = mined_rows([4, 1], {1: "dead", 4: "constant"})
-    neurons, null_neurons = calibrate(empty, mined, nulls(as_table("nulls", shared), K_RANGE), "response", science())
+    neurons, null_neurons = calibrate(empty, mined, nulls(as_table("nulls", shared)), "response", science())
     assert [(r["neuron"], r["reason"], r["specific_p"]) for r in neurons.to_pylist()] == [
         (4, "constant", None),
         (1, "dead", None),
@@ -273,5 +267,5 @@ def test_fewer_anchors_than_draws_asked_for_are_no_gap(rows: Any) -> None:
     few = [d for d in rows[1] if d["kind"] != "one_concept" or d["draw"] < 30]
     require_draws(as_table("nulls", few), B)
     table = as_table("scores", [r for r in rows[0] if r["n_used"] == 24])
-    found = calibrated(table, nulls(as_table("nulls", few), K_RANGE), science())
+    found = calibrated(table, nulls(as_table("nulls", few)), science())
     assert found["specific_S_p"].min() >= 1 / 31
