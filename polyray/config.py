@@ -224,6 +224,15 @@ class CalibrateConfig(Section):
     """Bootstrap resamples behind each AUROC's 95 % interval."""
 
 
+class PlantConfig(Section):
+    """Neurons of known truth, planted on feature maps of the subject and swept in place of its own."""
+
+    per_kind: int = Field(60, ge=1, le=1000)
+    """Neurons of each kind on each layer; at most as many as there are classes."""
+    rarity: float = Field(5.0, gt=1, le=100)
+    """`unequal`: how many times rarer the second concept is meant to be among the top K."""
+
+
 class NumericsConfig(Section):
     """What makes floating point reproducible."""
 
@@ -248,6 +257,8 @@ class Science(Section):
     embed: EmbedConfig = EmbedConfig()
     cluster: ClusterConfig = ClusterConfig()
     calibrate: CalibrateConfig = CalibrateConfig()
+    plant: PlantConfig | None = None
+    """Sweep neurons of known truth, planted on `subject.layers`, in place of the subject's own; off by default."""
     numerics: NumericsConfig = NumericsConfig()
 
     @model_validator(mode="after")

@@ -19,13 +19,15 @@ from typer.testing import CliRunner
 
 from polyray.cli import app
 from polyray.cluster import service
-from polyray.cluster.plan import STAGES, works
+from polyray.cluster.plan import PLANTING, STAGES, stages, works
 from polyray.cluster.resolve import Resolved, resolve
 from polyray.cluster.work import WORKERS, Worker
 from polyray.config import Execution, load_config
 from polyray.records import Receipt
 from polyray.store import Store, TableDigest
 
+CENSUS = [stage for stage in STAGES if stage not in PLANTING]
+"""Stages of a sweep without planted neurons."""
 TESTS = Path(__file__).parent
 CONFIGS = TESTS.parent / "configs"
 
@@ -94,7 +96,7 @@ def by_hand(resolved: Resolved, out: Path) -> None:
     store = Store(out)
     store.create_or_resume(resolved.identity, resolved.provenance, moved.config.model_dump(mode="json"))
     workers: dict[str, Worker] = {}
-    for stage, kind in STAGES.items():
+    for stage, kind in stages(moved.science).items():
         if kind not in workers:
             workers[kind] = WORKERS[kind](moved)
         for work in reversed(works(stage, moved.shape, store)):

@@ -16,6 +16,7 @@ import yaml
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import save_file
 from sweeps import (
+    CENSUS,
     CONFIGS,
     LAYERS,
     N_IMAGES,
@@ -32,7 +33,6 @@ from sweeps import (
 
 from polyray import cli, files
 from polyray.cluster import service
-from polyray.cluster.plan import STAGES
 from polyray.cluster.resolve import Resolved
 
 
@@ -329,7 +329,7 @@ def test_plan_says_what_the_sweep_then_is(tiny_yaml: Path, finished: Finished, o
     assert {x["layer"]: x["neurons"] for x in printed["layers"]} == WIDTHS
     assert (printed["n_neurons"], printed["n_images"]) == (sum(WIDTHS.values()), N_IMAGES)
     done = {s["stage"]: s["n_done"] for s in printed_json(command("status", finished.out, "--json"))["stages"]}
-    assert list(printed["units"]) == list(STAGES)
+    assert list(printed["units"]) == list(CENSUS)
     assert printed["units"] == done
     assert set(printed["device_hours"]) == {"mine", "embed", "cluster", "draw"}
     assert all(0 < hours < 1 for hours in printed["device_hours"].values())
@@ -356,7 +356,7 @@ def test_plan_of_the_census_of_resnet50(one_thread: None, tmp_path: Path) -> Non
     assert result.exit_code == 2
     assert "22,720 neurons, 10,000 images" in result.stdout
     assert f"probe set: probe.path '{tmp_path / 'nowhere.zip'}' does not exist" in result.stdout
-    for stage in STAGES:
+    for stage in CENSUS:
         assert stage in result.stdout
     for heading in ("device-hours", "memory of an actor", "disk before compression"):
         assert heading in result.stdout
@@ -379,9 +379,9 @@ def test_status_of_a_sweep_that_has_only_begun(finished: Finished, tmp_path: Pat
     shutil.copy(finished.out / "run.json", out)
     printed = printed_json(command("status", out, "--json"))
     assert (printed["finished"], printed["n_done"]) == (False, 0)
-    assert [s["n_done"] for s in printed["stages"]] == [0] * len(STAGES)
+    assert [s["n_done"] for s in printed["stages"]] == [0] * len(CENSUS)
     # What later stages will have follows from what the first commits.
-    assert [s["n_units"] for s in printed["stages"]] == [1] + [None] * (len(STAGES) - 1)
+    assert [s["n_units"] for s in printed["stages"]] == [1] + [None] * (len(CENSUS) - 1)
     result = command("status", out)
     assert result.exit_code == 0
     assert "0 units committed, not finished" in result.stdout

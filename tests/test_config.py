@@ -301,6 +301,7 @@ UNSET: dict[str, Any] = {
     "mean": [0.5, 0.5, 0.5],
     "std": [0.5, 0.5, 0.5],
     "limit": 5,
+    "plant": {},
     "address": "auto",
     "memory_gb": 2.5,
     "max": 3,

@@ -62,7 +62,7 @@ def estimate(config: Config) -> Estimate:
     n_prompts = len(load_prompts(science.vocabulary))
     e.n_images = _n_images(config, e)
     subject = _subject(config, e)
-    infos = tuple(subject.readouts.layers(science.subject.layers))
+    infos = tuple(subject.readouts.layers(subject.selection))
     chosen = plan.neurons_swept(resolve_neurons(science.subject.neurons, infos), infos)
     n_neurons = {info.name: len(chosen[info.name]) for info in infos if len(chosen[info.name])}
     e.layers = [_layer(info, n_neurons[info.name]) for info in infos if info.name in n_neurons]
@@ -114,12 +114,13 @@ def _n_images(config: Config, e: Estimate) -> int:
 def _subject(config: Config, e: Estimate) -> Subject:
     science = config.science
     try:
-        return load_subject(science.subject, _here(science.numerics))
+        return load_subject(science.subject, _here(science.numerics), science.plant)
     except ModelError as error:
         if science.subject.weights == "none":
             raise
         e.problems.append(f"subject: {error}")
-        return load_subject(science.subject.model_copy(update={"weights": "none"}), _here(science.numerics))
+        without = science.subject.model_copy(update={"weights": "none"})
+        return load_subject(without, _here(science.numerics), science.plant)
 
 
 def _encoder(config: Config, e: Estimate) -> Encoder | None:
@@ -136,7 +137,7 @@ def _encoder(config: Config, e: Estimate) -> Encoder | None:
 def _count_units(e: Estimate, shape: plan.Shape, n_patches: Mapping[str, int]) -> None:
     sizes = {x: cluster.sizes(shape.science.mine.K, shape.science.mine.k_min)[:1] for x in shape.n_neurons}
     at_most = {"embed": plan.embed_works(n_patches), "draw": plan.draw_works(shape, sizes)}
-    for stage in plan.STAGES:
+    for stage in plan.stages(shape.science):
         # `works` reads what earlier stages committed for embed and draw alone.
         e.units[stage] = len(at_most[stage] if stage in at_most else plan.fixed_works(stage, shape))
 

@@ -24,6 +24,8 @@ Actor = Literal["subject", "encoder", "scoring"]
 
 STAGES: dict[str, Actor] = {
     "index": "subject",
+    "features": "subject",
+    "plant": "subject",
     "window": "subject",
     "mine": "subject",
     "merge": "subject",
@@ -33,9 +35,13 @@ STAGES: dict[str, Actor] = {
     "draw": "scoring",
     "calibrate": "scoring",
     "summarise": "scoring",
+    "recover": "scoring",
 }
 """Every stage in order, and the kind of actor that runs it. A stage starts when the one before has ended; reduce
 units run where the units before them ran, so that a sweep starts each kind of actor once."""
+
+PLANTING = ("features", "plant", "recover")
+"""Stages of a sweep with planted neurons alone."""
 
 # Sizes of units. Each takes a few seconds on one core of 2026, well below the 30 s in which a spot node drains.
 INDEX_IMAGES = 2048
@@ -125,6 +131,11 @@ class Sweep:
         return Shape(self.science, self.n_images, {info.name: len(self.neurons[info.name]) for info in self.layers})
 
 
+def stages(science: Science) -> dict[str, Actor]:
+    """The stages of a sweep in order, and the kind of actor that runs each."""
+    return {stage: actor for stage, actor in STAGES.items() if science.plant or stage not in PLANTING}
+
+
 def works(stage: str, shape: Shape, store: Store) -> list[Work]:
     """Units of a stage, in a fixed order.
 
@@ -145,11 +156,11 @@ def fixed_works(stage: str, shape: Shape) -> list[Work]:
     match stage:
         case "index":
             return [Work("index", start=a, stop=b) for a, b in _ranges(shape.n_images, INDEX_IMAGES)]
-        case "mine":
-            return [Work("mine", start=a, stop=b) for a, b in _ranges(shape.n_images, MINE_IMAGES)]
+        case "mine" | "features":
+            return [Work(stage, start=a, stop=b) for a, b in _ranges(shape.n_images, MINE_IMAGES)]
         case "window" | "merge" | "calibrate":
             return [Work(stage, layer) for layer in shape.n_neurons]
-        case "extract" | "summarise":
+        case "extract" | "summarise" | "plant" | "recover":
             return [Work(stage)]
         case "cluster":
             return [

@@ -5,7 +5,7 @@ Place in the flow: `polyray status` and `polyray verify`; needs OUT, no cluster,
 
 from typing import Any
 
-from polyray.cluster.plan import STAGES, Shape, works
+from polyray.cluster.plan import Shape, stages, works
 from polyray.config import Config
 from polyray.errors import StoreError
 from polyray.store import Store
@@ -32,20 +32,20 @@ def progress(out: str) -> dict[str, Any]:
     """
     store = Store(out)
     shape = _shape(store)
-    stages = []
+    listed = []
     known = True
-    for stage in STAGES:
+    for stage in stages(shape.science):
         done = store.committed(stage)
         n_units = len(works(stage, shape, store)) if known else None
         known = known and n_units == len(done)
-        stages.append(
+        listed.append(
             {"stage": stage, "n_done": len(done), "n_units": n_units, "seconds": sum(r.seconds for r in done.values())}
         )
     return {
         "run_id": store.run_id,
         "finished": store.is_finished,
-        "n_done": sum(s["n_done"] for s in stages),
-        "stages": stages,
+        "n_done": sum(s["n_done"] for s in listed),
+        "stages": listed,
     }
 
 
@@ -57,7 +57,7 @@ def expected_units(out: str) -> list[str]:
     store = Store(out)
     shape = _shape(store)
     expected: list[str] = []
-    for stage in STAGES:
+    for stage in stages(shape.science):
         try:
             units = {w.key for w in works(stage, shape, store)}
         except StoreError:

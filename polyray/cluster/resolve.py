@@ -66,8 +66,8 @@ def resolve(config: Config, out: str) -> Resolved:
             f"{len(probe)} images at subject.input_px {science.subject.input_px} are too many to number patches; "
             f"at most {max_examples(science.subject.input_px)} fit."
         )
-    subject = load_subject(science.subject, here)
-    layers = tuple(subject.readouts.layers(science.subject.layers))
+    subject = load_subject(science.subject, here, science.plant)
+    layers = tuple(subject.readouts.layers(subject.selection))
     neurons = neurons_swept(resolve_neurons(science.subject.neurons, layers), layers)
     layers = tuple(info for info in layers if len(neurons[info.name]))
     if not layers:

@@ -19,9 +19,9 @@ import ray
 import ray.exceptions as rx
 import torch
 
-from polyray.cluster import actors
+from polyray.cluster import actors, plan
 from polyray.cluster.dispatch import Cause, Dispatcher, Policy, Progress, Unit
-from polyray.cluster.plan import STAGES, Actor, Sweep, Work, works
+from polyray.cluster.plan import Actor, Sweep, Work, works
 from polyray.cluster.resolve import Resolved
 from polyray.cluster.work import Failed
 from polyray.config import Execution, PoolConfig
@@ -147,7 +147,7 @@ def run(resolved: Resolved, on_progress: OnProgress, on_message: OnMessage) -> O
     config = sweep.config.model_dump(mode="json")
     outcome = Outcome(store.create_or_resume(resolved.identity, resolved.provenance, config))
     crew = _Crew(sweep, on_message)
-    stages = list(STAGES.items())
+    stages = list(plan.stages(sweep.science).items())
     try:
         for i, (stage, kind) in enumerate(stages):
             units = works(stage, sweep.shape, store)

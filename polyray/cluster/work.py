@@ -26,7 +26,7 @@ from polyray.models.encoders import load_encoder
 from polyray.models.vision import load_subject
 from polyray.models.vocabulary import load_prompts, prompts_digest
 from polyray.probes.images import open_probe
-from polyray.psi import calibrate, cluster, draw, embed, extract, mine, summarise, thumbnails
+from polyray.psi import calibrate, cluster, draw, embed, extract, mine, plant, recover, summarise, thumbnails
 from polyray.records import PartInfo, Receipt
 from polyray.schema import SHARED_LAYER
 from polyray.store import Store
@@ -92,9 +92,16 @@ class Worker:
         return open_probe(self.science.probe)
 
     @cached_property
-    def images(self) -> mine.Images:
+    def all_images(self) -> mine.Images:
         """Distinct readable images and labels, once `index` has ended."""
         return mine.distinct_images(self.store.read("images"))
+
+    @cached_property
+    def images(self) -> mine.Images:
+        """Those that are mined: all, or the half on which no planted neuron was fitted."""
+        if self.science.plant is None:
+            return self.all_images
+        return plant.mined_half(self.all_images, self.science.seed)
 
     def write(
         self, work: Work, rows: dict[str, pa.Table | dict[str, pa.Table]], failed: Sequence[mine.Failure] = ()
@@ -116,23 +123,31 @@ class SubjectWorker(Worker):
 
     def __init__(self, sweep: Sweep) -> None:
         super().__init__(sweep)
-        self.subject = load_subject(self.science.subject, self.science.numerics)
+        self.subject = load_subject(self.science.subject, self.science.numerics, self.science.plant)
         found = {info.name: info for info in self.subject.readouts.layers(list(self.infos))}
         if found != self.infos:
             raise ModelError("this actor's subject has other read-outs than the driver's: are the versions the same?")
         self._require("subject", self.subject.digest)
+        self._installed = False
 
     def parts(self, work: Work) -> list[PartInfo]:
         match work.stage:
             case "index":
                 rows, failed = mine.index(self.probe, work.items)
                 return self.write(work, {"images": rows}, failed)
+            case "features":
+                features, failed = plant.features(self.subject, self.probe, self.science, self.all_images, work.items)
+                return self.write(work, {"plant_features": features}, failed)
+            case "plant":
+                return self._plant(work)
             case "window":
+                self._install()
                 info = self.infos[work.of_layer]
                 n_neurons = len(self.sweep.neurons[work.of_layer])
                 row = extract.window(self.subject, self.probe, self.science, self.images, info, n_neurons)
                 return [self.store.write_part("layers", work.key, row, None)]
             case "mine":
+                self._install()
                 examples = work.items
                 mined = mine.mine(
                     self.subject, self.probe, self.science, self.images, self.sweep.layers, self.sweep.neurons, examples
@@ -151,6 +166,24 @@ class SubjectWorker(Worker):
                 patches, pools = extract.extract(layers, mined_rows, peaks, self.images, self.science.subject.input_px)
                 return self.write(work, {"patches": patches, "pool": pools})
         raise ValueError(f"a subject actor cannot do {work.key!r}")
+
+    def _plant(self, work: Work) -> list[PartInfo]:
+        images = self.all_images
+        encoder = load_encoder(self.science.encoder, self.science.numerics)
+        text = encoder.encode_prompts(images.labels).double().numpy()
+        del encoder
+        planted = {
+            layer: plant.fit(self.store.read("plant_features", layer), layer, self.science, images, text)
+            for layer in self.infos
+        }
+        classes = columns.table("plant_classes", {"label": images.labels, "embedding": list(text)})
+        return self.write(work, {"planted": planted, "plant_classes": classes})
+
+    def _install(self) -> None:
+        """Gives planted neurons their weights, before the first forward that needs them."""
+        if self.science.plant is not None and not self._installed:
+            plant.install(self.subject, {layer: self.store.read("planted", layer) for layer in self.infos})
+            self._installed = True
 
 
 class EncoderWorker(Worker):
@@ -203,7 +236,29 @@ class ScoringWorker(Worker):
                 neurons, null_neurons = self.store.read("neurons"), self.store.read("null_neurons")
                 by_layer, summary = summarise.summarise(list(self.infos), neurons, null_neurons, self.science)
                 return self.write(work, {"neuron_summary": by_layer, "layer_summary": summary})
+            case "recover":
+                return self._recover(work)
         raise ValueError(f"a scoring actor cannot do {work.key!r}")
+
+    def _recover(self, work: Work) -> list[PartInfo]:
+        read = self.store.read
+        vocabulary, classes = read("vocabulary"), read("plant_classes")
+        by_layer = {
+            name: recover.planted_neurons(
+                read("planted", name),
+                read("neurons", name),
+                read("examples", name),
+                read("clusters", name),
+                vocabulary,
+                classes,
+            )
+            for name in self.infos
+        }
+        found = pa.concat_tables(
+            [rows.append_column("layer", pa.array([name] * len(rows))) for name, rows in by_layer.items()]
+        )
+        summary = recover.planted_summary(list(self.infos), found, read("neurons"), self.science)
+        return self.write(work, {"planted_neurons": by_layer, "planted_summary": summary})
 
     def layer(self, name: str) -> "_Layer":
         """What the stages after embed need of a layer; the last one asked for is kept."""

@@ -26,6 +26,7 @@ KMEANS_NULL = {"rotation": 12, "pool": 13, "one_concept": 14}
 PERMUTE, DRAW_POOL, DRAW_CONCEPT, DRAW_ROTATION, DRAW_TEXT = 16, 17, 18, 19, 20
 NULL_POOL, NULL_ROTATION, NULL_ROTATION_TEXT = 24, 26, 27
 BOOTSTRAP = 32
+PLANT_SPLIT, PLANT_CLASSES, PLANT_NOISE = 40, 41, 42
 
 
 def philox(counter: Int64[Tensor, "*n 4"], key: Int64[Tensor, "*k 2"]) -> Int64[Tensor, "*n 4"]:

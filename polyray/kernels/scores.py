@@ -76,6 +76,25 @@ def permuted_nmi(
     return out
 
 
+def center_distance(gram: Float[Tensor, "G n n"], labels: Int[Tensor, "G n"]) -> Float64[Tensor, " G"]:
+    """1 − cosine between the centres of two clusters: the polysemanticity score of Dreyer et al. 2025 on 2-means.
+
+    Args:
+        gram: inner products within each set.
+        labels: 0 or 1; other values belong to neither cluster.
+
+    Returns:
+        0 to 2; NaN where a cluster is empty or its centre is zero.
+
+    Source: "Mechanistic understanding and validation of large AI models with SemanticLens" (2025), polysemanticity.
+    """
+    member = torch.stack([labels == 0, labels == 1], dim=1).double()  # [G, 2, n]
+    inner = member @ gram.double() @ member.transpose(1, 2)
+    a, b, across = inner[:, 0, 0], inner[:, 1, 1], inner[:, 0, 1]
+    norm = (a.clamp(min=0) * b.clamp(min=0)).sqrt()
+    return torch.where(norm > 0, 1.0 - across / norm.clamp(min=1e-300), torch.nan)
+
+
 def name_clusters(
     text: Float[Tensor, "G n t"],
     labels: Int[Tensor, "G n"],

@@ -20,11 +20,11 @@ import yaml
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from polyray.config import NumericsConfig, SubjectConfig
+from polyray.config import NumericsConfig, PlantConfig, SubjectConfig
 from polyray.errors import ConfigError, ModelError, nearest
-from polyray.models import efficientnet_lite0
+from polyray.models import efficientnet_lite0, planted
 from polyray.models.encoders import normalised, weights_digest
-from polyray.models.readouts import LayerInfo, Readouts
+from polyray.models.readouts import LayerInfo, Readouts, Selection
 from polyray.models.weights import fit, read_weights
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -59,6 +59,10 @@ class Subject:
     """False with `weights: none`."""
     notes: list[str]
     """What a reader of the results has to know."""
+    selection: Selection = "block_outputs"
+    """The layers that are swept: those of the config, or the neurons planted on them."""
+    plants: planted.Plants | None = None
+    """Neurons of known truth, where the config asks for them."""
 
     def prepare(self, views: NDArray[np.uint8] | Tensor) -> Tensor:
         """Images as the network takes them.
@@ -102,8 +106,11 @@ class Subject:
         return {name: (response[:n].cpu(), position[:n].cpu()) for name, (response, position) in found.items()}
 
 
-def load_subject(config: SubjectConfig, numerics: NumericsConfig) -> Subject:
+def load_subject(config: SubjectConfig, numerics: NumericsConfig, plant: PlantConfig | None = None) -> Subject:
     """Builds the network that the config asks for, loads its weights and records its read-outs.
+
+    With `plant` neurons of known truth stand on the layers and are swept in their place; until their weights are
+    installed they are constant.
 
     The number of threads is the process's, which whoever owns the process sets.
 
@@ -127,12 +134,43 @@ def load_subject(config: SubjectConfig, numerics: NumericsConfig) -> Subject:
     for parameter in network.parameters():
         if parameter.ndim == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-    readouts = Readouts(network, (3, config.input_px, config.input_px), dtype, device)
+    shape = (3, config.input_px, config.input_px)
+    readouts = Readouts(network, shape, dtype, device)
     trained = config.weights != "none"
     notes = [*([] if trained else [UNTRAINED]), *built.notes, *_left_out(readouts.left_out(config.layers))]
+    selection: Selection = config.layers
+    plants = None
+    if plant is not None:
+        plants = _plant(network, readouts.layers(config.layers), plant)
+        network.to(device, dtype)
+        readouts = Readouts(network, shape, dtype, device)
+        selection = [planted.planted_name(layer) for layer in plants.layers]
     return Subject(
-        network, readouts, config.input_px, config.micro_batch, mean, std, dtype, device, digest, trained, notes
+        network,
+        readouts,
+        config.input_px,
+        config.micro_batch,
+        mean,
+        std,
+        dtype,
+        device,
+        digest,
+        trained,
+        notes,
+        selection,
+        plants,
     )
+
+
+def _plant(network: nn.Module, layers: Sequence[LayerInfo], config: PlantConfig) -> planted.Plants:
+    for info in layers:
+        if info.layout != "nchw":
+            raise ConfigError(
+                f"science.plant: layer {info.name!r} has layout {info.layout}; neurons are planted on feature maps "
+                "(nchw) alone. Name other layers in subject.layers."
+            )
+    n_neurons = len(planted.KINDS) * config.per_kind
+    return planted.attach(network, [(info.name, info.width) for info in layers], n_neurons)
 
 
 def _left_out(reasons: Mapping[str, str]) -> list[str]:

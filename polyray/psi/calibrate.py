@@ -174,7 +174,10 @@ def calibrate(
         out[at[real]] = column[real]
         return out
 
-    raw = {c: columns.numbers(scored, c).astype(np.float64) for c in ("S", "k", "Q", "Q_mean", "Q_std", "Q_p", "D")}
+    raw = {
+        c: columns.numbers(scored, c).astype(np.float64)
+        for c in ("S", "k", "Q", "Q_mean", "Q_std", "Q_p", "two_means", "D")
+    }
     counts = {c: columns.numbers(scored, c).astype(np.float64) for c in ("n_used", "n_labels")}
     rows = {
         "neuron": neurons,

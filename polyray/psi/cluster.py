@@ -24,6 +24,8 @@ CHUNK = 16
 """Neurons scored together: their Gram matrices and contingency tables are what memory goes to."""
 SHRINK = 0.8
 """Ratio between neighbouring sizes of example sets, see `n_used`."""
+GRAM_POOL = 6000
+"""Largest pool of which the whole Gram matrix is kept (288 MB); above it a draw computes its own."""
 N_PROTOTYPES = 4
 N_NAMES = 5
 
@@ -94,10 +96,28 @@ class Space:
         return v @ v.T
 
     @cached_property
-    def pool_gram(self) -> Tensor:
-        """Inner products of the pool's geometry vectors, float64 [n_pool, n_pool]."""
-        x = self.geometry_of(self.pool).double()
+    def pool_geometry(self) -> Tensor:
+        """Unit geometry vectors of the pool, float32 [n_pool, d]."""
+        return self.geometry_of(self.pool)
+
+    @cached_property
+    def _pool_gram(self) -> Tensor:
+        x = self.pool_geometry.double()
         return x @ x.T
+
+    def pool_similarity(self, rows: Tensor) -> Tensor:
+        """Inner products of some of the pool's patches with all of them, float64 [n, n_pool]."""
+        if len(self.pool) <= GRAM_POOL:
+            return self._pool_gram[rows]
+        # A product for each row: one for all of them would round differently for other numbers of rows.
+        x = self.pool_geometry.double()
+        return torch.stack([x @ x[r] for r in rows])
+
+    def gram_of(self, rows: Tensor) -> Tensor:
+        """Inner products within sets of the pool's patches [G, n], float64 [G, n, n]."""
+        if len(self.pool) <= GRAM_POOL:
+            return self._pool_gram[rows[:, :, None], rows[:, None, :]]
+        return cluster.gram(self.pool_geometry[rows])
 
     @cached_property
     def pool_text(self) -> Tensor:
@@ -171,6 +191,8 @@ class Scored(NamedTuple):
     Q_mean: Tensor
     Q_std: Tensor
     Q_p: Tensor
+    two_means: Tensor
+    """1 − cosine between the centres of two clusters; NaN where two are not possible."""
     D: Tensor
     """Name distance of the kept clusters; 0 where no k is possible."""
 
@@ -204,7 +226,13 @@ def score(
     Q_mean, Q_std = statistics.moments(null)
     name, _ = scores.name_clusters(text, result.labels, c.k_range[1], data.vocabulary)
     D = scores.name_distance(name.squeeze(-1), data.similarity)
-    return Scored(result, Q, Q_mean, Q_std, statistics.p_value(Q, null), D)
+    return Scored(result, Q, Q_mean, Q_std, statistics.p_value(Q, null), _two_means(gram, result, science), D)
+
+
+def _two_means(gram: Tensor, result: cluster.Clustering, science: Science) -> Tensor:
+    if science.cluster.k_range[0] > 2:
+        return torch.full((len(gram),), torch.nan, dtype=torch.float64)
+    return scores.center_distance(gram, result.labels_by_k[:, 0])
 
 
 class Examples(NamedTuple):
@@ -234,13 +262,14 @@ def score_rows(
         "Q_mean": result.Q_mean.numpy(),
         "Q_std": result.Q_std.numpy(),
         "Q_p": result.Q_p.numpy(),
+        "two_means": result.two_means.numpy(),
         "D": result.D.numpy(),
     }
 
 
 def unscored(kind: str, neuron: int, status: str, reason: str) -> pa.Table:
     """The row of `scores` of a neuron that could not be scored."""
-    empty = {c: [None] for c in ("n_used", "n_labels", "S", "k", "Q", "Q_mean", "Q_std", "Q_p", "D")}
+    empty = {c: [None] for c in ("n_used", "n_labels", "S", "k", "Q", "Q_mean", "Q_std", "Q_p", "two_means", "D")}
     return columns.table(
         "scores", {"kind": [kind], "neuron": [neuron], "status": [status], "reason": [reason], **empty}
     )

@@ -45,7 +45,8 @@ def concept_draws(data: Space, n: int, items: Tensor, seed: int, half: int, laye
     distinct, so the draw's are. Of equally near patches the lower row goes first.
     """
     around = anchors(data, seed, half, layer)
-    return torch.argsort(data.pool_gram[around[items % len(around)]], dim=1, descending=True, stable=True)[:, :n]
+    similarity = data.pool_similarity(around[items % len(around)])
+    return torch.argsort(similarity, dim=1, descending=True, stable=True)[:, :n]
 
 
 def draw(kind: str, n: int, draws: range, layer: int, science: Science, data: Space) -> pa.Table:
@@ -71,7 +72,7 @@ def draw(kind: str, n: int, draws: range, layer: int, science: Science, data: Sp
     for start in range(draws.start, stop, CHUNK):
         items = torch.arange(start, min(start + CHUNK, stop))
         at = choose(data, n, items, science.seed, stream, layer)
-        gram = data.pool_gram[at[:, :, None], at[:, None, :]]
+        gram = data.gram_of(at)
         labels = torch.from_numpy(data.pool_label)[at]
         r = score(gram, data.pool_text[at], labels, items, layer, random.KMEANS_DRAW[kind], science, data)
         z = statistics.z_score(r.Q, r.Q_mean, r.Q_std)
@@ -209,7 +210,7 @@ def null_neurons(
             y = torch.from_numpy(labels[start : start + CHUNK])
         elif n <= len(data.pool):
             at = _POOLED[kind][2](data, n, items, science.seed, _POOLED[kind][1], layer)
-            gram = data.pool_gram[at[:, :, None], at[:, None, :]]
+            gram = data.gram_of(at)
             text = data.pool_text[at]
             y = torch.from_numpy(data.pool_label)[at]
         else:

@@ -239,7 +239,7 @@ def test_embed_and_draw_follow_what_is_committed(store: Store) -> None:
     commit(store, "extract", "patches", "a/1", {"patch_id": [1, 5, 9], "example": [0, 0, 1], **box})
     planned = shape(300, layers, B=300)
     assert works("embed", planned, store) == embed_works({"a/1": 3, "b": 0})
-    raw = dict.fromkeys(("S", "Q", "Q_mean", "Q_std", "Q_p", "D"), [0.5] * 4)
+    raw = dict.fromkeys(("S", "Q", "Q_mean", "Q_std", "Q_p", "two_means", "D"), [0.5] * 4)
     commit(
         store,
         "cluster/a%2F1/0000000-0000064",

@@ -15,6 +15,7 @@ from networks import EDGE_NEURONS
 from PIL import Image
 from probes.pictures import encode, picture, png
 from sweeps import (
+    CENSUS,
     CONFIGS,
     HALF_CPU,
     LAYERS,
@@ -37,7 +38,6 @@ from sweeps import (
 import polyray
 from polyray.cluster import service
 from polyray.cluster.dispatch import Policy
-from polyray.cluster.plan import STAGES
 from polyray.cluster.resolve import Resolved
 from polyray.psi.cluster import sizes
 from polyray.schema import NULL_KINDS, PRESETS, TABLES
@@ -385,7 +385,7 @@ def test_status_of_a_finished_sweep_counts_every_unit(finished: Finished) -> Non
         1, n_layers, 2, n_layers, 1, 1 + n_layers, n_layers,
         1 + n_sizes + n_layers * (2 * n_sizes + len(NULL_KINDS)), n_layers, 1,
     ]  # fmt: skip
-    assert [s["stage"] for s in status["stages"]] == list(STAGES)
+    assert [s["stage"] for s in status["stages"]] == list(CENSUS)
 
 
 # Other networks, encoders and images through the same code

@@ -67,6 +67,7 @@ def score_rows(rng: np.random.Generator) -> list[dict[str, Any]]:
                 "Q_mean": 0.0 if single else 0.3,
                 "Q_std": 0.0 if single else 0.1,
                 "Q_p": round(rng.random(), 2),
+                "two_means": round(rng.random(), 2),
                 "D": round(rng.random(), 2),
             }
         )
@@ -149,7 +150,8 @@ def test_log_psi_ranks_where_psi_cannot(rows: Any) -> None:
     found = calibrated(as_table("scores", neurons), nulls(as_table("nulls", rows[1])), science())
     np.testing.assert_allclose(found["paper_S_z"], [18, 21, 24])
     assert (found["paper_S_hat"].astype(np.float32) == 1).all()
-    assert len(set(found["paper_psi"].astype(np.float32))) == 1
+    hats = [found[f"paper_{c}_hat"].astype(np.float32) for c in "SQD"]
+    assert len(set(hats[0] * hats[1] * hats[2])) == 1
     for values in (found["paper_log_psi"], *(scores_of(found, "paper")[c] for c in ("S", "S*Q", "log_psi"))):
         assert (np.diff(values) > 0).all()
 
@@ -207,7 +209,7 @@ def mined_rows(neurons: list[int], excluded: dict[int, str]) -> pa.Table:
 def test_every_neuron_has_one_row_and_null_neurons_stand_apart(rows: Any) -> None:
     scored, draws = rows
     real = [r | {"kind": "real"} for r in scored if r["kind"] == "real"]
-    without = {"n_used", "n_labels", "S", "k", "Q", "Q_mean", "Q_std", "Q_p", "D"}
+    without = {"n_used", "n_labels", "S", "k", "Q", "Q_mean", "Q_std", "Q_p", "two_means", "D"}
     late = real[0] | dict.fromkeys(without) | {"neuron": 34, "status": "excluded", "reason": "too few examples: 3"}
     broken = real[0] | dict.fromkeys(without) | {"neuron": 35, "status": "failed", "reason": "ValueError: odd"}
     beside = [r for r in scored if r["kind"] != "real"]

@@ -208,7 +208,9 @@ def test_a_space_gathers_what_a_layer_needs(standardise: bool, same_space: bool)
     aligned = unit(half[usable]) if text is None else unit(text[usable].astype(np.float16))
     np.testing.assert_allclose(data.text_of(data.rows(ids[usable])).numpy(), aligned, atol=1e-5)
     of_pool = unit((half[kept] - centre) / scale)
-    np.testing.assert_allclose(data.pool_gram.numpy(), of_pool @ of_pool.T, atol=1e-5)
+    everywhere = torch.arange(len(of_pool))
+    np.testing.assert_allclose(data.pool_similarity(everywhere).numpy(), of_pool @ of_pool.T, atol=1e-5)
+    np.testing.assert_allclose(data.gram_of(everywhere[None])[0].numpy(), of_pool @ of_pool.T, atol=1e-5)
 
 
 def examples_of(neuron: int, rows: NDArray[np.int64], label: NDArray[np.int64], chosen: Science) -> Examples:
