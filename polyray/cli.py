@@ -112,7 +112,7 @@ def _run(config: Config, out: str, as_json: bool) -> int:
     from polyray.cluster import service
     from polyray.cluster.resolve import resolve
     from polyray.dataset import open as open_dataset
-    from polyray.report import figure, summary
+    from polyray.report import figure, planted, summary
 
     console = _console(as_json)
     started_s = time.monotonic()
@@ -135,17 +135,24 @@ def _run(config: Config, out: str, as_json: bool) -> int:
             _leave(e, INCOMPLETE, as_json)
     dataset = open_dataset(out)
     records = summary.layer_table(dataset)
-    picture = figure.draw(dataset, Path(out) / "summary.png")
+    pictures = [figure.draw(dataset, Path(out) / "summary.png")]
+    truth = planted.records(dataset) if config.science.plant else []
+    if truth:
+        pictures.append(planted.draw(dataset, Path(out) / "planted.png"))
     seconds = time.monotonic() - started_s
     if as_json:
         figures = {"run_id": outcome.run_id, "out": out, "seconds": seconds, "stage_seconds": outcome.seconds}
-        print(json.dumps(figures | {"picture": str(picture), "notes": resolved.notes, "layers": records}))
+        figures |= {"pictures": [str(p) for p in pictures], "notes": resolved.notes}
+        print(json.dumps(figures | {"layers": records, "planted": truth}))
     else:
         _print_summary(console, records, config)
+        if truth:
+            _print_planted(console, truth)
         if n_failures := dataset["failures"].count_rows():
             console.print(f"[bold yellow]note[/] {n_failures} images, patches or neurons failed; see table failures")
         console.print(f"done in {_duration(seconds)}; run_id {outcome.run_id}")
-        console.print(f"at a glance: {escape(str(picture))}; the tables: polyray.open({escape(repr(out))})")
+        shown = ", ".join(escape(str(p)) for p in pictures)
+        console.print(f"at a glance: {shown}; the tables: polyray.open({escape(repr(out))})")
     return OK
 
 
@@ -161,6 +168,21 @@ def _print_summary(console: Console, records: list[dict[str, Any]], config: Conf
     console.print(table)
     alpha = config.science.calibrate.alpha
     console.print(f"α = {alpha}, K = {config.science.mine.K}, B = {config.science.calibrate.B}")
+
+
+def _print_planted(console: Console, records: list[dict[str, Any]]) -> None:
+    from polyray.report import planted
+
+    caption = (
+        "Neurons of known truth. purity, balance: means over all neurons of the kind. The rest is of the neurons of "
+        "purity at least 0.95: share significant under specific (size for mono, power for order2 and order3), AUROC "
+        "against mono, share with the planted number of clusters, share of cluster names that hit a planted class."
+    )
+    table = Table(*planted.COLUMNS, title="planted", caption=caption, caption_justify="left", title_justify="left")
+    for i, record in enumerate(records):
+        last = i + 1 == len(records) or records[i + 1]["layer"] != record["layer"]
+        table.add_row(*(escape(c) for c in planted.cells(record)), end_section=last)
+    console.print(table)
 
 
 _CAPTION = (

@@ -13,6 +13,9 @@ VERSION = 2
 PRESETS = ("paper", "selective", "specific")
 COMPONENTS = ("S", "Q", "D")
 NULL_KINDS = ("rotation", "pool", "one_concept")
+PLANTED_KINDS = ("mono", "order2", "order3", "siblings", "unequal", "noise")
+"""Planted neurons: one class; two or three classes far apart in text space; two near ones; two, one of them rarer; none
+at all."""
 SHARED_LAYER = "_shared"
 """Value of `layer` for null draws that depend on no layer."""
 

@@ -17,8 +17,6 @@ from torch.utils.hooks import RemovableHandle
 from polyray.errors import ModelError
 
 PREFIX = "planted"
-KINDS = ("mono", "order2", "order3", "siblings", "unequal", "noise")
-"""One class; two or three classes far apart in text space; two near ones; two, one of them rarer; none at all."""
 N_PARTS = 3
 """Most classes of one neuron; neurons with fewer repeat one."""
 

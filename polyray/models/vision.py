@@ -26,6 +26,7 @@ from polyray.models import efficientnet_lite, planted
 from polyray.models.encoders import normalised, weights_digest
 from polyray.models.readouts import LayerInfo, Readouts, Selection
 from polyray.models.weights import fit, read_weights
+from polyray.schema import PLANTED_KINDS
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -169,7 +170,7 @@ def _plant(network: nn.Module, layers: Sequence[LayerInfo], config: PlantConfig)
                 f"science.plant: layer {info.name!r} has layout {info.layout}; neurons are planted on feature maps "
                 "(nchw) alone. Name other layers in subject.layers."
             )
-    n_neurons = len(planted.KINDS) * config.per_kind
+    n_neurons = len(PLANTED_KINDS) * config.per_kind
     return planted.attach(network, [(info.name, info.width) for info in layers], n_neurons)
 
 

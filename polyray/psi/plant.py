@@ -19,10 +19,11 @@ from polyray import columns
 from polyray.config import Science
 from polyray.errors import DataError
 from polyray.kernels import random
-from polyray.models.planted import KINDS, N_PARTS, Weights, planted_name
+from polyray.models.planted import N_PARTS, Weights, planted_name
 from polyray.models.vision import Subject
 from polyray.probes.images import ProbeSet, view
 from polyray.psi.mine import Failure, Images
+from polyray.schema import PLANTED_KINDS
 
 N_MAPS = 40
 """Images of a class whose whole feature maps are kept, to see how large its evidence gets: mean and deviation of a
@@ -265,7 +266,7 @@ def fit(rows: pa.Table, layer: str, science: Science, images: Images, text: NDAr
     chosen = groups(text[present] @ text[present].T, science.plant.per_kind, science.seed, word)
     deviation = mean[known].std(0)
     out: dict[str, list[object]] = {c: [] for c in ("neuron", "kind", "planted_order", "classes", "weight", "bias")}
-    for neuron, (kind, classes) in enumerate((k, group) for k in KINDS for group in chosen[k]):
+    for neuron, (kind, classes) in enumerate((k, group) for k in PLANTED_KINDS for group in chosen[k]):
         if classes:
             # The last class stands in for those that are missing: the largest of two equal values is that value.
             parts = [*classes, *[classes[-1]] * (N_PARTS - len(classes))]

@@ -14,9 +14,8 @@ from scipy.stats import binomtest
 from polyray import columns
 from polyray.config import Science
 from polyray.kernels import random, statistics
-from polyray.models.planted import KINDS
 from polyray.psi.calibrate import scores_of
-from polyray.schema import PRESETS
+from polyray.schema import PLANTED_KINDS, PRESETS
 
 PURITIES = (0.0, 0.5, 0.8, 0.9, 0.95)
 """Figures are given for the neurons of at least this purity."""
@@ -106,12 +105,12 @@ def planted_summary(layers: list[str], found: pa.Table, neurons: pa.Table, scien
         ok = of["status"].to_numpy(zero_copy_only=False) == "ok"
         for least in PURITIES:
             pure = ok & (purity >= least)
-            for k in KINDS:
+            for k in PLANTED_KINDS:
                 chosen = pure & (kind == k)
                 if k != "noise" or least == 0:
                     _of_kind(rows, layer, k, least, of.filter(pa.array(chosen)), scored.filter(pa.array(chosen)))
             for name, positive in (
-                *((k, kind == k) for k in KINDS[1:-1]),
+                *((k, kind == k) for k in PLANTED_KINDS[1:-1]),
                 ("order2+3", np.isin(kind, POLYSEMANTIC)),
             ):
                 a, b = scored.filter(pa.array(pure & positive)), scored.filter(pa.array(pure & (kind == "mono")))
