@@ -169,7 +169,8 @@ def _power(axes: Axes, figures: Figures, layer: str) -> None:
     axes.set(
         xlim=(-0.03, 1.0), ylim=(-0.03, 1.03), xlabel="purity at least", ylabel="share with p of S < 0.05", title=layer
     )
-    axes.legend(fontsize=7)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=7)
 
 
 def _aurocs(axes: Axes, figures: Figures, layer: str) -> None:

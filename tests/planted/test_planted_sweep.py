@@ -1,0 +1,83 @@
+"""A sweep with planted neurons, end to end on a real network, in one process."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sweeps import by_hand, write_config
+
+import polyray
+from polyray.cluster.resolve import resolve
+from polyray.config import load_config
+from polyray.dataset import Dataset
+from polyray.report import planted
+from polyray.schema import PLANTED_KINDS
+
+PER_KIND = 4
+LAYER = "planted.blocks.6"
+
+
+def settings(folder: Path) -> dict[str, Any]:
+    return {
+        "science": {
+            "subject": {"name": "efficientnet_lite1", "layers": ["blocks.6"], "input_px": 64},
+            "plant": {"per_kind": PER_KIND},
+            "probe": {"kind": "generated", "n_classes": 16, "n_per_class": 48, "image_px": 64},
+            "encoder": {"kind": "standin", "input_px": 64},
+            "mine": {"K": 12, "K_keep": 12, "k_min": 12},
+            "extract": {"n_sample": 4, "thumbnails": False},
+            "embed": {"n_pool": 300},
+            "cluster": {"n_init": 2},
+            "calibrate": {"B": 99, "n_bootstrap": 50},
+        }
+    }
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    folder = tmp_path_factory.mktemp("planted")
+    config = load_config(write_config(folder / "planted.yaml", settings(folder)))
+    by_hand(resolve(config, str(folder / "out")), folder / "out")
+    return polyray.open(folder / "out")
+
+
+def test_only_planted_neurons_are_swept(swept: Dataset) -> None:
+    neurons = swept["neurons"].to_table()
+    assert set(neurons["layer"].to_pylist()) == {LAYER}
+    assert len(neurons) == PER_KIND * len(PLANTED_KINDS)
+    assert "constant" not in str(neurons["reason"].to_pylist())
+
+
+def test_no_image_is_both_fitted_and_mined(swept: Dataset) -> None:
+    fitted = set(swept["plant_features"].to_table()["example"].to_pylist())
+    seen = set(swept["examples"].to_table()["example"].to_pylist()) | set(
+        swept["pool"].to_table()["example"].to_pylist()
+    )
+    assert len(fitted) == 16 * 24
+    assert not fitted & seen
+
+
+def test_neurons_respond_to_the_classes_they_were_planted_for(swept: Dataset) -> None:
+    found = swept["planted_neurons"].to_table().to_pylist()
+    purity = {kind: [r["purity"] for r in found if r["kind"] == kind] for kind in PLANTED_KINDS}
+    assert np.mean([*purity["mono"], *purity["order2"], *purity["order3"]]) > 0.7
+    # By chance it would be 1, 2 or 3 of 16 classes.
+    assert purity["noise"] == [None] * PER_KIND
+
+
+def test_polysemantic_neurons_stand_above_monosemantic_ones(swept: Dataset) -> None:
+    figures = planted.Figures(swept)
+    row = figures.get(LAYER, "auroc", "order2+3", 0.0, "specific", "log_psi")
+    assert row["value"] > 0.8
+    assert row["n"] == PER_KIND
+
+
+def test_table_and_figure(swept: Dataset, tmp_path: Path) -> None:
+    records = planted.records(swept)
+    assert [(r["layer"], r["kind"]) for r in records] == [(LAYER, kind) for kind in PLANTED_KINDS]
+    assert all(len(planted.cells(r)) == len(planted.COLUMNS) for r in records)
+    json.dumps(records)
+    path = planted.draw(swept, tmp_path / "planted.png")
+    assert path.read_bytes().startswith(b"\x89PNG")
