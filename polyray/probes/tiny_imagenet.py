@@ -14,8 +14,11 @@ import uuid
 import zipfile
 import zlib
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
+
+from timm.data.imagenet_info import ImageNetInfo
 
 from polyray.config import TinyImageNet
 from polyray.errors import DataError
@@ -36,8 +39,9 @@ log = logging.getLogger(__name__)
 class TinyImageNetSet(EncodedSet):
     """A split of Tiny-ImageNet, sorted by wnid and file name, so that a `limit` takes equally from every class.
 
-    Labels are the first synonym of `words.txt`, with the wnid in parentheses where two classes of the split share it,
-    and the bare wnid where there is no `words.txt`. An annotated picture that is missing costs itself; a picture of
+    Labels are the first synonym of `words.txt`, with the wnid in parentheses where two classes of the split share it;
+    without a `words.txt` those of timm's list of ImageNet synsets, and the bare wnid where that has none. An annotated
+    picture that is missing costs itself; a picture of
     `val` without annotation has no label and is left out, which `notes` says.
 
     Raises:
@@ -99,12 +103,16 @@ class TinyImageNetSet(EncodedSet):
     def _class_names(self, top: str, wnids: set[str]) -> dict[str, str]:
         names = {wnid: wnid for wnid in sorted(wnids)}
         if "words.txt" not in self._files.inside(top.rstrip("/")):
-            self.notes.append("no words.txt: classes are called by their WordNet ids")
-            return names
+            known = wordnet_names(wnids)
+            self.notes.append(
+                "no words.txt: classes are called as timm's list of ImageNet synsets calls them"
+                + (f", {len(wnids) - len(known)} by their WordNet ids" if len(known) < len(wnids) else "")
+            )
+            return names | known
         for line in self._text(f"{top}words.txt").splitlines():
             wnid, _, synonyms = line.partition("\t")
             if wnid in wnids:
-                names[wnid] = synonyms.partition(",")[0].strip() or wnid
+                names[wnid] = _first(synonyms) or wnid
         return names
 
     def _text(self, path: str) -> str:
@@ -114,6 +122,17 @@ class TinyImageNetSet(EncodedSet):
             raise DataError(f"{path} of Tiny-ImageNet is not UTF-8 text; unpack or download it again.") from e
         except DataError as e:
             raise DataError(f"{path} of Tiny-ImageNet: {e}; unpack or download it again.") from e
+
+
+def wordnet_names(wnids: Iterable[str]) -> dict[str, str]:
+    """First synonym of each WordNet id that ImageNet's 21,843 synsets know."""
+    synsets = ImageNetInfo("imagenet-21k-goog")
+    known = set(synsets.label_names())
+    return {w: _first(synsets.label_name_to_description(w, detailed=False)) for w in sorted(wnids) if w in known}
+
+
+def _first(synonyms: str) -> str:
+    return synonyms.partition(",")[0].strip()
 
 
 def _images(names: list[str]) -> list[str]:

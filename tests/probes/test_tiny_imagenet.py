@@ -112,9 +112,19 @@ def test_one_split_may_be_missing(root: Path, tmp_path: Path, split: str) -> Non
     (root / "words.txt").unlink()
     probe = tiny(pack(root, tmp_path / "part.zip", "tiny-imagenet-200/"), split)
     assert set(probe.labels) <= {"n01", "n02", "n03"}
-    assert "no words.txt: classes are called by their WordNet ids" in probe.describe()["notes"]
+    (note,) = (n for n in probe.notes if "words.txt" in n)
+    assert note.endswith(f", {len(set(probe.labels))} by their WordNet ids")
     with pytest.raises(DataError, match=rf"holds no folder '{other}' .*; it holds '{split}', 'wnids.txt'\. Set probe"):
         tiny(tmp_path / "part.zip", other)
+
+
+def test_synsets_are_named_without_words_txt(root: Path) -> None:
+    (root / "words.txt").unlink()
+    for wnid, synset in (("n01", "n02002724"), ("n02", "n02123045")):
+        (root / "train" / wnid).rename(root / "train" / synset)
+    probe = tiny(root, "train")
+    assert set(probe.labels) == {"black stork", "tabby", "n03"}
+    assert tiny_imagenet.wordnet_names(["n02002724", "n00000000"]) == {"n02002724": "black stork"}
 
 
 def test_an_annotated_image_that_is_missing_costs_itself(root: Path, tmp_path: Path) -> None:
