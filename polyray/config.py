@@ -300,6 +300,9 @@ class Execution(Section):
     """Actors that hold the encoder and embed."""
     scoring: PoolConfig = PoolConfig()
     """Actors that cluster and calibrate."""
+    scoring_vectors_gb: float = Field(0.5, gt=0, allow_inf_nan=False)
+    """Most GiB of vectors of neurons' examples that a scoring actor holds at a time, however many neurons there are;
+    the layer's pool comes on top. It holds those of one unit (64 neurons) in any case."""
     bundle_s: float = Field(5.0, gt=0, le=600)
     """Target duration of one call in seconds: several small units travel together."""
     object_store_gb: float = Field(0.5, ge=0.1, allow_inf_nan=False)

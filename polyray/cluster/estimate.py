@@ -166,11 +166,18 @@ def _size(
     batch = science.subject.micro_batch
     weights = sum(p.numel() * p.element_size() for p in subject.module.parameters())
     pixels = batch * 3 * science.subject.input_px**2 * 4
-    most = max(n_patches.values(), default=0)
+    unit = plan.CLUSTER_NEURONS * n_keep * dim * 2
+    block = max(config.execution.scoring_vectors_gb * _GIB, unit)
+    vectors = min(block, max(n_patches.values(), default=0) * dim * 2)
+    if unit > config.execution.scoring_vectors_gb * _GIB:
+        e.notes.append(
+            f"execution.scoring_vectors_gb is {config.execution.scoring_vectors_gb:g}, but the vectors of one unit of "
+            f"{plan.CLUSTER_NEURONS} neurons are {unit / _GIB:.2g} GiB and are held in any case; lower mine.K_keep"
+        )
     e.memory_gb = {
         "subject": (weights + 60 * pixels + plan.MINE_IMAGES * e.n_neurons * 8) / _GIB,
         "encoder": (0 if encoder is None else encoder_bytes(encoder)) / _GIB,
-        "scoring": (2 * most * dim * 2 + 8 * n_pool**2 + 8 * n_prompts**2 + 0.4 * _GIB) / _GIB,
+        "scoring": (vectors + n_pool * dim * 10 + 8 * n_pool**2 + 8 * n_prompts**2 + 0.4 * _GIB) / _GIB,
     }
     for kind, needed in e.memory_gb.items():
         declared = getattr(config.execution, kind).memory_gb
