@@ -220,6 +220,9 @@ class CalibrateConfig(Section):
     """Null draws per component."""
     alpha: float = Field(0.05, gt=0, lt=1)
     """False discovery rate of the summary's discoveries."""
+    fdr: Literal["bh", "by"] = "bh"
+    """How q is made of p: `bh`, Benjamini-Hochberg; `by`, Benjamini-Yekutieli, which holds under any dependence
+    between neurons and calls fewer."""
     n_bootstrap: int = Field(1000, ge=10, le=100_000)
     """Bootstrap resamples behind each AUROC's 95 % interval."""
 

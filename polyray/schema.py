@@ -311,7 +311,7 @@ TABLES: dict[str, Table] = {
             "What needs the whole sweep: one row per neuron.",
             (
                 ("neuron", _i32, "index of the neuron in its layer"),
-                ("q", _f64, "Benjamini-Hochberg q of specific_p over all scored neurons; null where not scored"),
+                ("q", _f64, "q of specific_p over all scored neurons, by science.calibrate.fdr (bh or by); null where not scored"),
                 ("called", pa.bool_(), "q below alpha; null where not scored"),
                 ("diagnosis", _str, "named pattern, several separated by '; '; null where none applies"),
             ),

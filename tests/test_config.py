@@ -120,6 +120,7 @@ def test_unknown_key_of_every_section_is_refused_with_a_known_one(combination: t
         ("science.subject.layers", "censsus", "'census'"),
         ("science.extract.window", "efective", "'effective'"),
         ("science.numerics.device", "gpu", "'cuda'"),
+        ("science.calibrate.fdr", "bonferroni", "'by'"),
     ],
 )
 def test_unknown_choice_names_the_valid_ones(key: str, value: str, said: str) -> None:
@@ -160,6 +161,8 @@ def test_unknown_choice_names_the_valid_ones(key: str, value: str, said: str) ->
         ("execution.encoder.min", 0),
         ("execution.scoring.in_flight", 65),
         ("execution.bundle_s", 0),
+        ("execution.scoring_vectors_gb", 0),
+        ("execution.scoring_vectors_gb", float("inf")),
         ("execution.object_store_gb", float("nan")),
         ("execution.object_store_gb", float("inf")),
         ("execution.object_store_gb", 0.05),

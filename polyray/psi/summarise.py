@@ -19,6 +19,9 @@ from polyray.psi.calibrate import scores_of
 from polyray.schema import NULL_KINDS, PRESETS
 
 
+_Q_VALUES = {"bh": statistics.benjamini_hochberg, "by": statistics.benjamini_yekutieli}
+
+
 def summarise(
     layers: Sequence[str], neurons: pa.Table, null_neurons: pa.Table, science: Science
 ) -> tuple[dict[str, pa.Table], pa.Table]:
@@ -31,12 +34,13 @@ def summarise(
         science: the sweep's settings.
 
     Returns:
-        `called` means q < alpha under `specific`. A null neuron counts as called when its p is at most the largest p
+        q is made of `specific_p` over all scored neurons of the sweep, as `calibrate.fdr` says; `called` means
+        q < alpha. A null neuron counts as called when its p is at most the largest p
         among the neurons called, so that discoveries and null calls answer to the same threshold.
     """
     alpha = science.calibrate.alpha
     p = _float(neurons, "specific_p")
-    q = statistics.benjamini_hochberg(torch.from_numpy(p)).numpy()
+    q = _Q_VALUES[science.calibrate.fdr](torch.from_numpy(p)).numpy()
     called = q < alpha
     threshold = float(p[called].max()) if called.any() else -1.0
     layer_of = neurons["layer"].to_numpy(zero_copy_only=False)

@@ -116,6 +116,28 @@ def test_alpha_decides_who_is_called(tables: Any) -> None:
             assert row["called"] == (None if (layer, row["neuron"]) not in q else q[layer, row["neuron"]] < 0.2)
 
 
+@pytest.mark.parametrize(("fdr", "method"), [("bh", "fdr_bh"), ("by", "fdr_by")])
+def test_fdr_decides_how_q_is_made(tables: Any, fdr: str, method: str) -> None:
+    neurons, beside = tables
+    q = naive_q(neurons, method)
+    chosen = science(calibrate={"fdr": fdr, "n_bootstrap": 10})
+    by_layer, rows = summarise(LAYERS, with_layer("neurons", neurons), with_layer("null_neurons", beside), chosen)
+    n_called = 0
+    for layer, table in by_layer.items():
+        for row in table.to_pylist():
+            expected = q.get((layer, row["neuron"]))
+            assert row["q"] == (None if expected is None else pytest.approx(expected, rel=1e-12))
+            assert row["called"] == (None if expected is None else expected < 0.05)
+            n_called += bool(row["called"])
+    n_ok = figure(rows, None, "n_ok")["value"]
+    assert figure(rows, None, "called_frac", preset="specific")["value"] == pytest.approx(n_called / n_ok)
+    assert naive_q(neurons, "fdr_by") != naive_q(neurons, "fdr_bh")
+
+
+def test_q_is_by_benjamini_hochberg_unless_asked_otherwise() -> None:
+    assert science().calibrate.fdr == "bh"
+
+
 @pytest.mark.parametrize("layer", [None, *LAYERS])
 def test_counts_add_up_and_say_why(tables: Any, summary: Any, layer: str | None) -> None:
     here = of_layer(tables[0], layer)
