@@ -18,6 +18,7 @@ from polyray.errors import ConfigError, nearest
 Device = Literal["cpu", "cuda"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Scale = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Section(BaseModel):
@@ -166,9 +167,14 @@ class MineConfig(Section):
     """Top examples that are kept and embedded, for scoring again with another K."""
     k_min: int = Field(20, ge=4)
     """Fewest examples with which a neuron is scored."""
+    band: tuple[Share, Share] | None = None
+    """Two quantiles such as [0.5, 0.6]: instead of the top examples, random ones whose response lies between these
+    quantiles of the neuron's own responses (after a ReLU: of those above 0). Keeps every response on disk."""
 
     @model_validator(mode="after")
     def _order(self) -> "MineConfig":
+        if self.band is not None and not self.band[0] < self.band[1]:
+            raise ValueError(f"band[0] < band[1] must hold, got {list(self.band)}")
         if not self.k_min <= self.K <= self.K_keep:
             raise ValueError(f"k_min <= K <= K_keep must hold, got {self.k_min}, {self.K}, {self.K_keep}")
         return self

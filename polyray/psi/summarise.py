@@ -18,7 +18,6 @@ from polyray.kernels import random, statistics
 from polyray.psi.calibrate import scores_of
 from polyray.schema import NULL_KINDS, PRESETS
 
-
 _Q_VALUES = {"bh": statistics.benjamini_hochberg, "by": statistics.benjamini_yekutieli}
 
 
