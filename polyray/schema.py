@@ -291,7 +291,8 @@ TABLES: dict[str, Table] = {
             "One row per neuron: raw, null mean and std, z, hat, p of each component, log_psi of each preset.",
             (
                 ("neuron", _i32, "index of the neuron in its layer"),
-                *_STATUS,
+                ("status", _str, "ok, excluded or failed"),
+                ("reason", _str, "why it was excluded or failed, or is ok but has no p; else null"),
                 ("ranked_by", _str, "response, or pre_activation where the activation saturates"),
                 ("n_examples", _i32, "examples that count; null where the neuron could not be mined"),
                 (
@@ -326,9 +327,9 @@ TABLES: dict[str, Table] = {
                 (
                     "q",
                     _f64,
-                    "q of specific_p over all scored neurons, as calibrate.fdr says; null where not scored",
+                    "q of specific_p over all calibrated neurons, as calibrate.fdr says; null without p",
                 ),
-                ("called", pa.bool_(), "q below alpha; null where not scored"),
+                ("called", pa.bool_(), "q below alpha; null where q is"),
                 ("diagnosis", _str, "named pattern, several separated by '; '; null where none applies"),
             ),
             ("neuron",),

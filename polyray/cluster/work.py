@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from polyray import columns
-from polyray.cluster.plan import CLUSTER_NEURONS, EMBED_PATCHES, Sweep, Work, works
+from polyray.cluster.plan import CLUSTER_NEURONS, EMBED_PATCHES, Sweep, Work, scored_sizes, works
 from polyray.errors import DataError, ModelError, StoreError
 from polyray.kernels import random
 from polyray.models.encoders import load_encoder
@@ -193,13 +193,16 @@ class ScoringWorker(Worker):
                 return self._draw(work)
             case "calibrate":
                 draws = pa.concat_tables([self.store.read("nulls", name) for name in (work.layer, SHARED_LAYER)])
-                calibrate.require_draws(draws, self.science.calibrate.B)
+                n_pool = len(self.layer(work.of_layer).data.pool)
+                sizes = scored_sizes(self.store, work.of_layer)
+                calibrate.require_draws(draws, self.science.calibrate.B, sizes, n_pool)
                 neurons, null_neurons = calibrate.calibrate(
                     self.store.read("scores", work.layer),
                     self.store.read("mined", work.layer),
                     calibrate.nulls(draws, self.science.cluster.k_range),
                     self.infos[work.of_layer].ranked_by,
                     self.science,
+                    n_pool,
                 )
                 return self.write(work, {"neurons": neurons, "null_neurons": null_neurons})
             case "summarise":

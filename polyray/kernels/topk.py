@@ -122,7 +122,7 @@ def band_examples(
         and n_equal_cut is 0.
     """
     n, n_neurons = responses.shape
-    width = max(1, _CHUNK // max(n, 1))
+    width = max(1, _CHUNK // (4 * max(n, 1)))  # several times as much is held for an element as in `top_examples`
     tops = []
     for c in (slice(c, c + width) for c in range(0, max(n_neurons, 1), width)):
         values = responses[:, c].T.double()

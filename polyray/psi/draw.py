@@ -29,6 +29,11 @@ def pool_draws(data: Space, n: int, items: Tensor, seed: int, stream: int, layer
     return order[:, :n]
 
 
+def n_anchors(n_pool: int) -> int:
+    """How many patches of a pool one_concept draws around: half of them; the others are for null neurons."""
+    return (n_pool + 1) // 2
+
+
 def anchors(data: Space, seed: int, half: int, layer: int) -> Tensor:
     """The pool's rows around which one_concept draws (half 0) or null neurons (half 1) lie, in a random order.
 

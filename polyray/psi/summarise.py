@@ -107,12 +107,14 @@ def _layer(
     for s in ("ok", "excluded", "failed"):
         rows.add(layer, f"n_{s}", status[s], len(neurons))
     # Counts in a reason ("12 of at least 20") differ between neurons; what stands before them does not.
-    reasons = Counter(str(r).split(":")[0] for r in neurons["reason"].to_pylist() if r is not None)
+    left_out = neurons.filter(pa.compute.not_equal(neurons["status"], "ok"))
+    reasons = Counter(str(r).split(":")[0] for r in left_out["reason"].to_pylist() if r is not None)
     for reason, count in sorted(reasons.items()):
         rows.add(layer, f"n_reason:{reason}", count, len(neurons))
     ok = np.array([s == "ok" for s in neurons["status"].to_pylist()], dtype=bool)
     n_ok = int(ok.sum())
     scored = neurons.filter(pa.array(ok))
+    rows.add(layer, "n_not_calibrated", int(np.isnan(_float(scored, "specific_p")).sum()), n_ok, preset="specific")
     rows.add(layer, "called_frac", float(called[ok].mean()) if n_ok else np.nan, n_ok, preset="specific")
     rows.add(layer, "median_k", _median(_float(scored, "k")), n_ok)
     kinds = null_neurons["kind"].to_numpy(zero_copy_only=False)

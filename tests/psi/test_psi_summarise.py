@@ -54,7 +54,8 @@ def tables() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
                 neurons.append(row | {"status": status, "reason": reason or "ValueError: odd"})
                 continue
             # No draws to compare with: scored, but without p.
-            known = {} if (layer, i) == (LAYERS[0], 7) else calibrated(rng, shift)
+            why = {"reason": "not calibrated: the pool has 3 patches with a vector"}
+            known = why if (layer, i) == (LAYERS[0], 7) else calibrated(rng, shift)
             neurons.append(row | {"status": "ok", "k": int(rng.integers(2, 5))} | known)
             for kind in NULL_KINDS:
                 beside.append({"layer": layer, "neuron": i, "kind": kind, "k": 2} | calibrated(rng, 0.0))
@@ -158,6 +159,8 @@ def test_counts_add_up_and_say_why(tables: Any, summary: Any, layer: str | None)
         if r["layer"] == layer and r["metric"].startswith("n_reason:")
     }
     assert told == reasons
+    row = figure(rows, layer, "n_not_calibrated", preset="specific")
+    assert (row["value"], row["n"]) == (layer in (None, LAYERS[0]), sum(r["status"] == "ok" for r in here))
 
 
 @pytest.mark.parametrize("layer", [None, *LAYERS])
