@@ -229,6 +229,9 @@ class CalibrateConfig(Section):
     fdr: Literal["bh", "by"] = "bh"
     """How q is made of p: `bh`, Benjamini-Hochberg; `by`, Benjamini-Yekutieli, which holds under any dependence
     between neurons and calls fewer."""
+    permute_dims: bool = False
+    """Draw also pool patches whose vectors have their coordinates permuted, each in its own way: a null of S for
+    study, which enters no p."""
     n_bootstrap: int = Field(1000, ge=10, le=100_000)
     """Bootstrap resamples behind each AUROC's 95 % interval."""
 

@@ -226,7 +226,7 @@ def _time(
     per_set = _seconds_per_set(config)
     n_real = sum(shape.n_neurons.values())
     e.device_hours["cluster"] = per_set * n_real / 3600
-    n_draws = science.calibrate.B * (2 * len(shape.n_neurons) + 1)
+    n_draws = science.calibrate.B * ((2 + science.calibrate.permute_dims) * len(shape.n_neurons) + 1)
     e.device_hours["draw"] = per_set * (n_draws + len(NULL_KINDS) * n_real) / 3600
 
 

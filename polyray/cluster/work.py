@@ -195,7 +195,7 @@ class ScoringWorker(Worker):
                 draws = pa.concat_tables([self.store.read("nulls", name) for name in (work.layer, SHARED_LAYER)])
                 n_pool = len(self.layer(work.of_layer).data.pool)
                 sizes = scored_sizes(self.store, work.of_layer)
-                calibrate.require_draws(draws, self.science.calibrate.B, sizes, n_pool)
+                calibrate.require_draws(draws, self.science.calibrate, sizes, n_pool)
                 neurons, null_neurons = calibrate.calibrate(
                     self.store.read("scores", work.layer),
                     self.store.read("mined", work.layer),
@@ -207,7 +207,10 @@ class ScoringWorker(Worker):
                 return self.write(work, {"neurons": neurons, "null_neurons": null_neurons})
             case "summarise":
                 neurons, null_neurons = self.store.read("neurons"), self.store.read("null_neurons")
-                by_layer, summary = summarise.summarise(list(self.infos), neurons, null_neurons, self.science)
+                draws = None
+                if self.science.calibrate.permute_dims:
+                    draws = self.store.read("nulls", columns=["layer", "kind", "n_used", "S"])
+                by_layer, summary = summarise.summarise(list(self.infos), neurons, null_neurons, self.science, draws)
                 return self.write(work, {"neuron_summary": by_layer, "layer_summary": summary})
         raise ValueError(f"a scoring actor cannot do {work.key!r}")
 
@@ -327,6 +330,9 @@ class ScoringWorker(Worker):
         word = random.layer_word(layer.name)
         if work.kind in ("pool", "one_concept"):
             rows = draw.draw(work.kind, work.n_used or 0, work.items, word, self.science, layer.data)
+            return self.write(work, {"nulls": rows})
+        if work.kind == "permute_dims":
+            rows = draw.permuted_draws(work.n_used or 0, work.items, word, self.science, layer.data)
             return self.write(work, {"nulls": rows})
         kind = str(work.kind).removeprefix("null_")
         beside_unit = Work("cluster", layer.name, start=work.start, stop=work.stop).key

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from polyray import columns
-from polyray.config import Science
+from polyray.config import CalibrateConfig, Science
 from polyray.errors import StoreError
 from polyray.kernels import statistics
 from polyray.psi.draw import n_anchors
@@ -62,12 +62,12 @@ def nulls(draws: pa.Table, k_range: tuple[int, int]) -> Nulls:
 _EMPTY = np.zeros(0)
 
 
-def require_draws(draws: pa.Table, B: int, sizes: Sequence[int], n_pool: int) -> None:
+def require_draws(draws: pa.Table, settings: CalibrateConfig, sizes: Sequence[int], n_pool: int) -> None:
     """Refuses to calibrate against draws of which some are missing.
 
     Args:
         draws: the layer's rows of `nulls` and the shared ones.
-        B: draws asked for.
+        settings: how many draws are asked for, and of which kinds.
         sizes: how many examples the layer's scored neurons have.
         n_pool: patches of the layer's pool that have a vector. There are no more one_concept draws than it has
             anchors, and none of either kind of more examples than it has patches.
@@ -78,9 +78,11 @@ def require_draws(draws: pa.Table, B: int, sizes: Sequence[int], n_pool: int) ->
     counts = draws.group_by(["kind", "n_used"]).aggregate([("draw", "count")]).to_pylist()
     found = {(row["kind"], row["n_used"]): row["draw_count"] for row in counts}
     for n in sizes:
+        B = settings.B
         expected = {"rotation": B}
         if n <= n_pool:
             expected |= {"pool": B, "one_concept": min(B, n_anchors(n_pool))}
+            expected |= {"permute_dims": B} if settings.permute_dims else {}
         for kind, wanted in expected.items():
             if found.get((kind, n), 0) != wanted:
                 raise StoreError(

@@ -22,7 +22,11 @@ _Q_VALUES = {"bh": statistics.benjamini_hochberg, "by": statistics.benjamini_yek
 
 
 def summarise(
-    layers: Sequence[str], neurons: pa.Table, null_neurons: pa.Table, science: Science
+    layers: Sequence[str],
+    neurons: pa.Table,
+    null_neurons: pa.Table,
+    science: Science,
+    draws: pa.Table | None = None,
 ) -> tuple[dict[str, pa.Table], pa.Table]:
     """Rows of `neuron_summary` by layer, and of `layer_summary`.
 
@@ -31,6 +35,7 @@ def summarise(
         neurons: all rows of `neurons` with their layer.
         null_neurons: all rows of `null_neurons` with their layer.
         science: the sweep's settings.
+        draws: rows of `nulls` with their layer, where `calibrate.permute_dims` asked for such draws.
 
     Returns:
         q is made of `specific_p` over all scored neurons of the sweep, as `calibrate.fdr` says; `called` means
@@ -63,6 +68,8 @@ def summarise(
             rows, layer, part, called[here], null_neurons.filter(pa.array(null_layer_of == layer)), threshold, science
         )
     _layer(rows, None, neurons, called, null_neurons, threshold, science)
+    if draws is not None:
+        _permuted(rows, layers, neurons, draws)
     return summaries, rows.table()
 
 
@@ -148,6 +155,24 @@ def _layer(
                     low=low,
                     high=high,
                 )
+
+
+def _permuted(rows: _Rows, layers: Sequence[str], neurons: pa.Table, draws: pa.Table) -> None:
+    """Median z of S against draws of permuted coordinates, by layer and over the sweep."""
+    draws = draws.filter(pa.compute.equal(draws["kind"], "permute_dims"))
+    drawn_in, layer_of = (t["layer"].to_numpy(zero_copy_only=False) for t in (draws, neurons))
+    null_n, n, null_S, S = (_float(t, c) for c in ("n_used", "S") for t in (draws, neurons))
+    z = np.full(len(S), np.nan)
+    for layer in layers:
+        for size in np.unique(null_n[drawn_in == layer]).tolist():
+            null = torch.from_numpy(null_S[(drawn_in == layer) & (null_n == size)])
+            of = (layer_of == layer) & (n == size)
+            mean, std = statistics.moments(null)
+            x = torch.from_numpy(S[of])
+            z[of] = statistics.z_score(x, mean.expand(len(x)), std.expand(len(x))).numpy()
+    for name in (*layers, None):
+        here = z[~np.isnan(z) & ((layer_of == name) if name is not None else True)]
+        rows.add(name, "median_z", _median(here), len(here), null_kind="permute_dims", score="S")
 
 
 def _float(rows: pa.Table, column: str) -> NDArray[np.float64]:

@@ -255,6 +255,7 @@ def test_medians_and_shares(tables: Any, summary: Any) -> None:
 
 def test_every_figure_is_there_once(summary: Any) -> None:
     rows = summary[1].to_pylist()
+    assert "permute_dims" not in {r["null_kind"] for r in rows}, "for study, off by default"
     keys = [tuple(r[c] for c in ("layer", "metric", "preset", "null_kind", "score")) for r in rows]
     assert len(set(keys)) == len(keys)
     assert not any(isinstance(r["value"], float) and math.isnan(r["value"]) for r in rows)
@@ -268,6 +269,42 @@ def test_order_of_rows_and_bootstrap_seed_are_fixed(tables: Any, summary: Any) -
     _, rows = summarise(["second"], with_layer("neurons", only[0]), with_layer("null_neurons", only[1]), science())
     of_second = [r for r in summary[1].to_pylist() if r["layer"] == "second" and r["metric"] == "auroc"]
     assert [r for r in rows.to_pylist() if r["layer"] == "second" and r["metric"] == "auroc"] == of_second
+
+
+def test_median_z_against_permuted_coordinates(tables: Any) -> None:
+    rng = np.random.default_rng(5)
+    sizes = {"first": [24, 19], "second": [24], "third": []}
+    draws = [
+        {"layer": layer, "kind": kind, "n_used": n, "draw": i, "S": rng.normal(0.1 + 0.01 * n, 0.02)}
+        for layer, found in sizes.items()
+        for n in found
+        for kind in ("permute_dims", "pool")
+        for i in range(30)
+    ]
+    neurons = [
+        r | ({"S": rng.normal(0.3, 0.1), "n_used": sizes[r["layer"]][i % len(sizes[r["layer"]])]})
+        if r["status"] == "ok"
+        else r
+        for i, r in enumerate(tables[0])
+    ]
+    _, rows = summarise(
+        LAYERS,
+        with_layer("neurons", neurons),
+        with_layer("null_neurons", []),
+        science(calibrate={"n_bootstrap": 10}),
+        with_layer("nulls", draws),
+    )
+    z: dict[str | None, list[float]] = {"first": [], "second": []}
+    for r in neurons:
+        if r["status"] == "ok":
+            key = (r["layer"], r["n_used"], "permute_dims")
+            null = np.array([d["S"] for d in draws if (d["layer"], d["n_used"], d["kind"]) == key])
+            z[r["layer"]].append((r["S"] - null.mean()) / null.std())
+    z[None] = z["first"] + z["second"]
+    for layer, values in z.items():
+        row = figure(rows, layer, "median_z", null_kind="permute_dims", score="S")
+        assert (row["value"], row["n"]) == (pytest.approx(np.median(values)), len(values))
+    assert figure(rows, "third", "median_z", null_kind="permute_dims", score="S")["value"] is None
 
 
 P = ("specific_S_p", "specific_Q_p", "specific_D_p")
