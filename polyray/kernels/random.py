@@ -27,6 +27,7 @@ PERMUTE, DRAW_POOL, DRAW_CONCEPT, DRAW_ROTATION, DRAW_TEXT = 16, 17, 18, 19, 20
 NULL_POOL, NULL_ROTATION, NULL_ROTATION_TEXT = 24, 26, 27
 BOOTSTRAP = 32
 DRAW_DIMS, PERMUTE_DIMS = 44, 45
+TREND = 47
 
 
 def philox(counter: Int64[Tensor, "*n 4"], key: Int64[Tensor, "*k 2"]) -> Int64[Tensor, "*n 4"]:

@@ -1,4 +1,4 @@
-"""Summarise: what needs the whole sweep. q over all scored neurons, AUROC against null neurons, diagnoses.
+"""Summarise: what needs the whole sweep. q over all scored neurons, AUROC against null neurons, trends, diagnoses.
 
 Place in the flow: last; made by one unit that reads all parts, never patched into them. Source: arXiv 2508.16950,
 sections 4 and 5.1, table 1; q-values, intervals and the share of null neurons called are ours.
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from polyray import columns
 from polyray.config import Science
-from polyray.kernels import random, statistics
+from polyray.kernels import random, statistics, trends
 from polyray.psi.calibrate import scores_of
 from polyray.schema import NULL_KINDS, PRESETS
 
@@ -68,6 +68,8 @@ def summarise(
             rows, layer, part, called[here], null_neurons.filter(pa.array(null_layer_of == layer)), threshold, science
         )
     _layer(rows, None, neurons, called, null_neurons, threshold, science)
+    if len(layers) > 1:
+        _trends(rows, layers, neurons, science)
     if draws is not None:
         _permuted(rows, layers, neurons, draws)
     return summaries, rows.table()
@@ -155,6 +157,28 @@ def _layer(
                     low=low,
                     high=high,
                 )
+
+
+def _trends(rows: _Rows, layers: Sequence[str], neurons: pa.Table, science: Science) -> None:
+    """Do scores rise with depth? Over the sweep Kendall's tau (`depth_tau`, `depth_tau_p`), and for every layer but
+    the first its median less that of the layer before (`step_median`, `step_p`); see `kernels.trends` for what p
+    does not know of."""
+    layer_of = neurons["layer"].to_numpy(zero_copy_only=False)
+    words = [random.layer_word(layer) for layer in layers]
+    for preset in PRESETS:
+        wanted = [f"{preset}_{c}_z" for c in ("S", "Q", "D")] + [f"{preset}_log_psi"]
+        scores = scores_of({c: _float(neurons, c) for c in wanted}, preset)
+        for name in ("log_psi", "S", "Q", "D"):
+            of = [scores[name][(layer_of == layer) & ~np.isnan(scores[name])] for layer in layers]
+            found: list[tuple[str | None, str, trends.Trend, int]] = [
+                (None, "depth_tau", trends.depth_tau(of, science.seed, words), sum(map(len, of)))
+            ]
+            for i in range(1, len(layers)):
+                moved = trends.step(of[i - 1], of[i], science.seed, (words[i - 1], words[i]))
+                found.append((layers[i], "step_median", moved, len(of[i - 1]) + len(of[i])))
+            for layer, metric, trend, n in found:
+                rows.add(layer, metric, trend.value, n, preset=preset, score=name, low=trend.low, high=trend.high)
+                rows.add(layer, f"{metric.removesuffix('_median')}_p", trend.p, n, preset=preset, score=name)
 
 
 def _permuted(rows: _Rows, layers: Sequence[str], neurons: pa.Table, draws: pa.Table) -> None:

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
 from psi.samples import science
+from scipy import stats
 from sklearn.metrics import roc_auc_score
 from statsmodels.stats.multitest import multipletests
 
@@ -251,6 +252,38 @@ def test_medians_and_shares(tables: Any, summary: Any) -> None:
             for c in COMPONENTS:
                 median = np.median([r[f"{preset}_{c}_z"] for r in known])
                 assert figure(rows, layer, "median_z", preset=preset, score=c)["value"] == pytest.approx(median)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_trends_over_depth(tables: Any, summary: Any, preset: str) -> None:
+    for name in ("log_psi", *COMPONENTS):
+        first, second, third = (ranked(of_layer(tables[0], x), preset, name) for x in LAYERS)
+        assert len(third) == 0
+        depth = np.r_[np.zeros(len(first)), np.ones(len(second))]
+        expected = stats.kendalltau(depth, np.r_[first, second].round(9), method="asymptotic")
+        row = figure(summary[1], None, "depth_tau", preset=preset, score=name)
+        assert (row["value"], row["n"]) == (pytest.approx(expected.statistic, abs=0.01), len(first) + len(second))
+        assert row["low"] < row["value"] < row["high"]
+        p = figure(summary[1], None, "depth_tau_p", preset=preset, score=name)
+        assert (p["value"], p["low"], p["n"]) == (pytest.approx(expected.pvalue, rel=0.1), None, row["n"])
+
+        row = figure(summary[1], "second", "step_median", preset=preset, score=name)
+        assert row["value"] == pytest.approx(np.median(second) - np.median(first))
+        assert row["low"] <= row["value"] <= row["high"]
+        test = stats.mannwhitneyu(second.round(9), first.round(9), alternative="greater", method="asymptotic")
+        p = figure(summary[1], "second", "step_p", preset=preset, score=name)
+        assert (p["value"], p["n"]) == (pytest.approx(test.pvalue, rel=0.1), row["n"])
+        assert p["value"] < 0.05, "the second layer's z were moved up by 0.9"
+        row = figure(summary[1], "third", "step_median", preset=preset, score=name)
+        assert (row["value"], row["low"], row["n"]) == (None, None, len(second))
+    assert not [r for r in summary[1].to_pylist() if r["layer"] == "first" and r["metric"].startswith("step")]
+
+
+def test_one_layer_has_no_trend(tables: Any) -> None:
+    only = [[r for r in rows if r["layer"] == "second"] for rows in tables]
+    quick = science(calibrate={"n_bootstrap": 10})
+    _, rows = summarise(["second"], with_layer("neurons", only[0]), with_layer("null_neurons", only[1]), quick)
+    assert not {m for m in rows["metric"].to_pylist() if m.startswith(("depth", "step"))}
 
 
 def test_every_figure_is_there_once(summary: Any) -> None:
