@@ -73,18 +73,19 @@ def _taus(layers: Sequence[NDArray[np.int64]], n_ranks: int) -> Values:
     """tau-b of each of R resamples, from the ranks drawn in every layer [R, n]; NaN where all ranks agree."""
     n_rows = len(layers[0])
     at = np.arange(n_rows)[:, None]
-    times = np.zeros((n_rows, n_ranks), dtype=np.int64)  # how often each rank was drawn in the layers so far
+    times = np.zeros((n_rows, n_ranks), dtype=np.int32)  # how often each rank was drawn in the layers so far
     agreement = np.zeros(n_rows)
     n = 0
     for drawn in layers:
         if n and drawn.shape[1]:
-            upto = np.pad(times.cumsum(1), ((0, 0), (1, 0)))
-            agreement += (upto[at, drawn] + upto[at, drawn + 1] - n).sum(1)
-        times += np.bincount((drawn + at * n_ranks).ravel(), minlength=times.size).reshape(times.shape)
+            upto = times.cumsum(1, dtype=np.int32)
+            not_above = upto[at, drawn]
+            agreement += (2 * not_above - times[at, drawn] - n).sum(1)
+        np.add.at(times, (at, drawn), 1)
         n += drawn.shape[1]
     pairs = n * (n - 1) / 2
     tied_depth = sum(d.shape[1] * (d.shape[1] - 1) / 2 for d in layers)
-    tied_score = (times * (times - 1)).sum(1) / 2
+    tied_score = (times * (times - 1.0)).sum(1) / 2
     with np.errstate(invalid="ignore", divide="ignore"):
         return agreement / np.sqrt((pairs - tied_depth) * (pairs - tied_score))
 
