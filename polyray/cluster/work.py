@@ -238,7 +238,9 @@ class ScoringWorker(Worker):
         layer = self.layer(work.of_layer)
         n_bytes = sum(v.shape[1] * v.itemsize for v in (layer.data.geometry, layer.data.text) if v is not None)
         unit_bytes = CLUSTER_NEURONS * self.science.mine.K_keep * n_bytes
-        n_units = max(1, int(self.sweep.config.execution.scoring_vectors_gb * _GIB / unit_bytes))
+        # Where no patch of the pool has a vector, how long vectors are is not known.
+        known = layer.data.good.any()
+        n_units = max(1, int(self.sweep.config.execution.scoring_vectors_gb * _GIB / unit_bytes)) if known else 1
         start = work.items.start // (n_units * CLUSTER_NEURONS) * n_units * CLUSTER_NEURONS
         if self._block is None or (self._block.layer, self._block.start) != (layer.name, start):
             self._block = None  # let go of the old one first: the bound is for one

@@ -119,3 +119,33 @@ def test_draws_hold_no_vectors_of_neurons(embedded: Embedded, tmp_path: Path, mo
     assert worker.blocks == []
     layer = worker.layer(LAYERS[0])
     assert len(layer.data.ids) <= sweep.science.embed.n_pool
+
+
+def test_neurons_beyond_an_empty_pool_are_ok_and_say_that_they_are_not_calibrated(
+    embedded: Embedded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = embedded.copy(tmp_path / "out")
+    worker, store = ScoringWorker(sweep), Store(tmp_path / "out")
+    read = worker.store.read
+    monkeypatch.setattr(
+        worker.store,
+        "read",
+        lambda table, *rest, **by: read(table, *rest, **by).slice(0, 0 if table == "pool" else None),
+    )
+    do(worker, store, "cluster", "draw", "calibrate", "summarise")
+    rows = store.read("neurons").to_pylist()
+    ok = [r for r in rows if r["status"] == "ok"]
+    assert len(ok) > 20
+    for row in ok:
+        assert row["specific_p"] is row["selective_p"] is None
+        assert row["paper_psi"] is not None
+        assert row["reason"] == (
+            f"not calibrated: the pool has 0 patches with a vector, fewer than the {row['n_used']} examples clustered"
+        )
+    figures = {r["metric"]: r["value"] for r in store.read("layer_summary").to_pylist() if r["layer"] is None}
+    assert figures["n_not_calibrated"] == figures["n_ok"] == len(ok)
+    assert figures["n_ok"] + figures["n_excluded"] + figures["n_failed"] == len(rows)
+    assert sum(v for m, v in figures.items() if m.startswith("n_reason:")) == len(rows) - len(ok)
+    assert {r["kind"] for r in store.read("null_neurons").to_pylist()} == {"rotation"}
+    directions = [r["S"] for r in store.read("null_neurons").to_pylist()]
+    assert max(directions) < 0.2, "random directions of as many dimensions as the vectors have"
