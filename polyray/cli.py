@@ -265,7 +265,7 @@ def _plan(config: Config, as_json: bool) -> int:
 
     with _aside(as_json):
         e = estimate(config)
-    e.notes += floor_note(config, e.n_neurons)
+    e.notes += floor_note(config, e.n_neurons, e.n_images or config.science.embed.n_pool)
     if config.execution.address is None:
         nodes = [service.this_machine()]
     else:

@@ -2,28 +2,30 @@
 
 Which question it answers: *which sweep is this?* `science` decides every number and is hashed into the run_id;
 `execution` decides where and how fast, and never changes a result. Place in the flow: a leaf; `cli.py` loads it,
-every stage reads its own section. The environment is never read here.
+every stage reads its own section; the kinds of probe sets and encoders are described in `settings.py`. The
+environment is never read here.
 """
 
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
+from pydantic import BaseModel, Field, FiniteFloat, ValidationError, model_validator
 
 from polyray.errors import ConfigError, nearest
+from polyray.settings import Dtype, EncoderConfig, ProbeConfig, Section
+from polyray.settings import Generated as Generated
+from polyray.settings import ImageFolder as ImageFolder
+from polyray.settings import ImageTable as ImageTable
+from polyray.settings import OpenClip as OpenClip
+from polyray.settings import StandIn as StandIn
+from polyray.settings import TinyImageNet as TinyImageNet
 
 Device = Literal["cpu", "cuda"]
-Dtype = Literal["float32", "bfloat16", "float16"]
 Scale = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-
-
-class Section(BaseModel):
-    """One section of a config: frozen, no unknown keys, attribute docstrings are the field documentation."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class SubjectConfig(Section):
@@ -33,7 +35,7 @@ class SubjectConfig(Section):
     """`efficientnet_lite0` or `…1`, `torchvision:<model>`, `timm:<model>`; leave out when `factory` is given."""
     factory: str | None = None
     """`package.module:function` returning a torch module, for a network of your own."""
-    factory_args: dict[str, Any] = {}
+    factory_args: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the factory."""
     weights: str = "default"
     """`default` (the package's or the enum's default), a torchvision enum name, a local `.pth` or `.safetensors`
@@ -63,100 +65,6 @@ class SubjectConfig(Section):
         return self
 
 
-class TinyImageNet(Section):
-    """Tiny-ImageNet in its original layout."""
-
-    kind: Literal["tiny_imagenet"]
-    path: str = "data/tiny-imagenet-200.zip"
-    """The unpacked folder or the zip file itself."""
-    split: Literal["val", "train"] = "val"
-    """Which split: 10,000 validation or 100,000 training images."""
-    download: bool = False
-    """Fetch the zip to `path` and check it when it is not there."""
-    limit: int | None = Field(None, ge=1)
-    """Only so many images, spread evenly over the sorted list; all by default."""
-
-
-class ImageFolder(Section):
-    """A folder of images with one sub-folder a class."""
-
-    kind: Literal["folder"]
-    path: str
-    """The folder; its sub-folders' names are the labels."""
-    limit: int | None = Field(None, ge=1)
-    """Only so many images, spread evenly over the sorted list; all by default."""
-
-
-class ImageTable(Section):
-    """A Parquet or Arrow table with image bytes and labels."""
-
-    kind: Literal["table"]
-    path: str
-    """A `.parquet`, `.arrow` or `.feather` file, or a folder of Parquet files."""
-    image_column: str = "image"
-    """Column with encoded image bytes (or a struct with a `bytes` field, as Hugging Face writes it)."""
-    label_column: str = "label"
-    """Column with the label, text or integer."""
-    limit: int | None = Field(None, ge=1)
-    """Only so many images, spread evenly over the rows; all by default."""
-
-
-class Generated(Section):
-    """Procedurally drawn textures and shapes, from a seed; needs no data at all."""
-
-    kind: Literal["generated"]
-    n_classes: int = Field(48, ge=2, le=48)
-    """How many of the drawn classes."""
-    n_per_class: int = Field(40, ge=1, le=10_000)
-    """Images drawn of each class."""
-    image_px: int = Field(96, ge=64, le=128)
-    """Side of the drawn images in pixels."""
-    seed: int = Field(0, ge=0)
-    """Seed of the drawing."""
-
-
-ProbeConfig = Annotated[TinyImageNet | ImageFolder | ImageTable | Generated, Field(discriminator="kind")]
-
-
-class OpenClip(Section):
-    """An open_clip model: one space for geometry and names. The reference encoder."""
-
-    same_space: ClassVar[bool] = True
-    standardise: ClassVar[bool] = False
-
-    kind: Literal["open_clip"]
-    model: str = "ViT-B-32-quickgelu"
-    """open_clip's model name; OpenAI's ViT-B/32 weights want the quickgelu variant."""
-    pretrained: str = "openai"
-    """A pretrained tag, a local weights file, or `none` for untrained weights (the run says so loudly)."""
-    template: str = "{}"
-    """How a prompt becomes a sentence, for instance `a photo of {}`."""
-    dtype: Dtype = "float32"
-    """Floating point of the encoder's forward pass."""
-    micro_batch: int = Field(64, ge=1, le=4096)
-    """Patches per forward pass, the last one padded."""
-
-
-class StandIn(Section):
-    """The encoder for machines that cannot reach CLIP's weights: classifier features and ConSE names."""
-
-    same_space: ClassVar[bool] = False
-    standardise: ClassVar[bool] = True
-
-    kind: Literal["standin"]
-    input_px: int = Field(128, ge=32, le=512)
-    """Side to which patches are resized before EfficientNet-Lite0 encodes them."""
-    top_classes: int = Field(10, ge=1, le=1000)
-    """How many of the classifier's top classes enter the ConSE mean."""
-    dtype: Dtype = "bfloat16"
-    """Floating point of the encoder's forward pass."""
-    micro_batch: int = Field(16, ge=1, le=4096)
-    """Patches per forward pass, the last one padded."""
-
-
-EncoderConfig = Annotated[OpenClip | StandIn, Field(discriminator="kind")]
-
-
 class MineConfig(Section):
     """Which examples stand for a neuron."""
 
@@ -166,9 +74,14 @@ class MineConfig(Section):
     """Top examples that are kept and embedded, for scoring again with another K."""
     k_min: int = Field(20, ge=4)
     """Fewest examples with which a neuron is scored."""
+    band: tuple[Share, Share] | None = None
+    """Two quantiles such as [0.5, 0.6]: instead of the top examples, random ones whose response lies between these
+    quantiles of the neuron's own responses (after a ReLU: of those above 0). Keeps every response on disk."""
 
     @model_validator(mode="after")
     def _order(self) -> "MineConfig":
+        if self.band is not None and not self.band[0] < self.band[1]:
+            raise ValueError(f"band[0] < band[1] must hold, got {list(self.band)}")
         if not self.k_min <= self.K <= self.K_keep:
             raise ValueError(f"k_min <= K <= K_keep must hold, got {self.k_min}, {self.K}, {self.K_keep}")
         return self
@@ -220,6 +133,12 @@ class CalibrateConfig(Section):
     """Null draws per component."""
     alpha: float = Field(0.05, gt=0, lt=1)
     """False discovery rate of the summary's discoveries."""
+    fdr: Literal["bh", "by"] = "bh"
+    """How q is made of p: `bh`, Benjamini-Hochberg; `by`, Benjamini-Yekutieli, which holds under any dependence
+    between neurons and calls fewer."""
+    permute_dims: bool = False
+    """Draw also pool patches whose vectors have their coordinates permuted, each in its own way: a null of S for
+    study, which enters no p."""
     n_bootstrap: int = Field(1000, ge=10, le=100_000)
     """Bootstrap resamples behind each AUROC's 95 % interval."""
 
@@ -311,6 +230,9 @@ class Execution(Section):
     """Actors that hold the encoder and embed."""
     scoring: PoolConfig = PoolConfig()
     """Actors that cluster and calibrate."""
+    scoring_vectors_gb: float = Field(0.5, gt=0, allow_inf_nan=False)
+    """Most GiB of vectors of neurons' examples that a scoring actor holds at a time, however many neurons there are;
+    the layer's pool comes on top. It holds those of one unit (64 neurons) in any case."""
     bundle_s: float = Field(5.0, gt=0, le=600)
     """Target duration of one call in seconds: several small units travel together."""
     object_store_gb: float = Field(0.5, ge=0.1, allow_inf_nan=False)

@@ -120,6 +120,7 @@ def test_unknown_key_of_every_section_is_refused_with_a_known_one(combination: t
         ("science.subject.layers", "censsus", "'census'"),
         ("science.extract.window", "efective", "'effective'"),
         ("science.numerics.device", "gpu", "'cuda'"),
+        ("science.calibrate.fdr", "bonferroni", "'by'"),
     ],
 )
 def test_unknown_choice_names_the_valid_ones(key: str, value: str, said: str) -> None:
@@ -146,6 +147,11 @@ def test_unknown_choice_names_the_valid_ones(key: str, value: str, said: str) ->
         ("science.probe.image_px", 63),
         ("science.encoder.input_px", 31),
         ("science.mine.K", 3),
+        ("science.mine.band", [-0.1, 0.5]),
+        ("science.mine.band", [0.5, 1.1]),
+        ("science.mine.band", [0.5, float("nan")]),
+        ("science.mine.band", [0.5]),
+        ("science.mine.band", 0.5),
         ("science.extract.energy", 0),
         ("science.extract.energy", 1),
         ("science.extract.energy", float("nan")),
@@ -160,6 +166,8 @@ def test_unknown_choice_names_the_valid_ones(key: str, value: str, said: str) ->
         ("execution.encoder.min", 0),
         ("execution.scoring.in_flight", 65),
         ("execution.bundle_s", 0),
+        ("execution.scoring_vectors_gb", 0),
+        ("execution.scoring_vectors_gb", float("inf")),
         ("execution.object_store_gb", float("nan")),
         ("execution.object_store_gb", float("inf")),
         ("execution.object_store_gb", 0.05),
@@ -182,6 +190,8 @@ def test_value_out_of_bounds_is_refused_with_key_and_value(key: str, value: obje
     [
         (with_value(raw_config(), "science.mine", {"K": 10, "k_min": 20}), "k_min <= K <= K_keep"),
         (with_value(raw_config(), "science.mine", {"K": 100, "K_keep": 50}), "k_min <= K <= K_keep"),
+        (with_value(raw_config(), "science.mine.band", [0.6, 0.5]), "band[0] < band[1]"),
+        (with_value(raw_config(), "science.mine.band", [0.5, 0.5]), "band[0] < band[1]"),
         (with_value(raw_config(), "science.embed.n_pool", 99), "n_pool >= mine.K"),
         (with_value(raw_config(), "science.cluster.k_range", [4, 3]), "k_range[0] <= k_range[1]"),
         (with_value(raw_config(), "science.cluster.k_range", [1, 3]), "2 <= k_range[0]"),
@@ -302,6 +312,7 @@ UNSET: dict[str, Any] = {
     "std": [0.5, 0.5, 0.5],
     "limit": 5,
     "plant": {},
+    "band": [0.5, 0.6],
     "address": "auto",
     "memory_gb": 2.5,
     "max": 3,
@@ -373,7 +384,7 @@ def test_no_execution_value_changes_the_run(combination: tuple[str, str, str]) -
         assert changed.execution != config.execution, key
         assert id_of(changed) == id_of(config), key
         n_changed += 1
-    assert n_changed == 3 * 6 + 3
+    assert n_changed == 3 * 6 + 4
 
 
 def test_contents_and_schema_version_change_the_run() -> None:

@@ -155,7 +155,8 @@ def _size(
     n_pool = min(science.embed.n_pool, e.n_images)
     n_keep = min(science.mine.K_keep, e.n_images)
     dim = 0 if encoder is None else encoder.geometry_dim + (0 if encoder.same_space else encoder.text_dim)
-    per_range = min(science.mine.K_keep, plan.MINE_IMAGES)
+    band = science.mine.band is not None
+    per_range = plan.MINE_IMAGES if band else min(science.mine.K_keep, plan.MINE_IMAGES)
     n_ranges = e.units["mine"]
     e.disk_gb = {
         "mine_parts": e.n_neurons * n_ranges * (12 * per_range + 400) / _GIB,
@@ -167,11 +168,24 @@ def _size(
     batch = science.subject.micro_batch
     weights = sum(p.numel() * p.element_size() for p in subject.module.parameters())
     pixels = batch * 3 * science.subject.input_px**2 * 4
-    most = max(n_patches.values(), default=0)
+    unit = plan.CLUSTER_NEURONS * n_keep * dim * 2
+    block = max(config.execution.scoring_vectors_gb * _GIB, unit)
+    vectors = min(block, max(n_patches.values(), default=0) * dim * 2)
+    if unit > config.execution.scoring_vectors_gb * _GIB:
+        e.notes.append(
+            f"execution.scoring_vectors_gb is {config.execution.scoring_vectors_gb:g}, but the vectors of one unit of "
+            f"{plan.CLUSTER_NEURONS} neurons are {unit / _GIB:.2g} GiB and are held in any case; lower mine.K_keep"
+        )
+    merging = 24 * e.n_images * max(shape.n_neurons.values(), default=0) if band else 0
+    if band:
+        e.notes.append(
+            f"mine.band keeps every response: mine_parts takes up to {e.disk_gb['mine_parts']:.2g} GiB, and merging a "
+            f"layer {merging / _GIB:.2g} GiB of memory; choose layers or neurons where that is too much"
+        )
     e.memory_gb = {
-        "subject": (weights + 60 * pixels + plan.MINE_IMAGES * e.n_neurons * 8) / _GIB,
+        "subject": (weights + max(60 * pixels + plan.MINE_IMAGES * e.n_neurons * 8, merging)) / _GIB,
         "encoder": (0 if encoder is None else encoder_bytes(encoder)) / _GIB,
-        "scoring": (2 * most * dim * 2 + 8 * n_pool**2 + 8 * n_prompts**2 + 0.4 * _GIB) / _GIB,
+        "scoring": (vectors + n_pool * dim * 10 + 8 * n_pool**2 + 8 * n_prompts**2 + 0.4 * _GIB) / _GIB,
     }
     for kind, needed in e.memory_gb.items():
         declared = getattr(config.execution, kind).memory_gb
@@ -213,7 +227,7 @@ def _time(
     per_set = _seconds_per_set(config)
     n_real = sum(shape.n_neurons.values())
     e.device_hours["cluster"] = per_set * n_real / 3600
-    n_draws = science.calibrate.B * (2 * len(shape.n_neurons) + 1)
+    n_draws = science.calibrate.B * ((2 + science.calibrate.permute_dims) * len(shape.n_neurons) + 1)
     e.device_hours["draw"] = per_set * (n_draws + len(NULL_KINDS) * n_real) / 3600
 
 

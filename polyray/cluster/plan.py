@@ -192,7 +192,7 @@ def draw_works(shape: Shape, sizes: Mapping[str, Sequence[int]]) -> list[Work]:
     for n in sorted({n for layer in sizes.values() for n in layer}, reverse=True):
         found += [Work("draw", SHARED_LAYER, "rotation", n, a, b) for a, b in _ranges(B, DRAWS)]
     for layer, needed in sizes.items():
-        for kind in ("pool", "one_concept"):
+        for kind in ("pool", "one_concept", *(["permute_dims"] if shape.science.calibrate.permute_dims else [])):
             found += [Work("draw", layer, kind, n, a, b) for n in needed for a, b in _ranges(B, DRAWS)]
         for kind in NULL_KINDS:
             found += [

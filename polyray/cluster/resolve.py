@@ -24,6 +24,7 @@ from polyray.models.encoders import load_encoder
 from polyray.models.vision import load_subject, resolve_neurons
 from polyray.models.vocabulary import load_prompts, prompts_digest
 from polyray.probes.images import open_probe
+from polyray.psi.draw import n_anchors
 from polyray.psi.extract import max_examples
 from polyray.schema import VERSION
 
@@ -92,7 +93,7 @@ def resolve(config: Config, out: str) -> Resolved:
             f"the pool is the whole probe set: {len(probe)} images, fewer than n_pool = {science.embed.n_pool}"
         )
     notes += pool_notes(config, probe.labels)
-    notes += floor_note(config, sum(len(n) for n in neurons.values()))
+    notes += floor_note(config, sum(len(n) for n in neurons.values()), len(probe))
     contents = {
         "subject": subject_digest,
         "encoder": encoder_digest,
@@ -134,28 +135,36 @@ def pool_notes(config: Config, labels: Sequence[str]) -> list[str]:
             f"the pool has {n_pool} patches, fewer than 10 K = {10 * K}: the K nearest of a patch are then hardly one "
             "thing, and `specific` is conservative; raise embed.n_pool or lower mine.K"
         )
-    if n_pool // 2 < B:
+    if n_pool < 4 * K:
         notes.append(
-            f"one_concept has {n_pool // 2} draws, not B = {B}: half of the pool's patches are its anchors, and no p "
-            f"under `specific` is below {1 / (n_pool // 2 + 1):.1e}"
+            f"the pool has {n_pool} patches, fewer than 4 K = {4 * K}: draws of K from so few have much in common, and "
+            "p under `selective` is too small; raise embed.n_pool or lower mine.K"
+        )
+    if n_anchors(n_pool) < B:
+        notes.append(
+            f"one_concept has {n_anchors(n_pool)} draws, not B = {B}: half of the pool's patches are its anchors, and "
+            f"no p under `specific` is below {1 / (n_anchors(n_pool) + 1):.1e}"
         )
     return notes
 
 
-def floor_note(config: Config, n_neurons: int) -> list[str]:
+def floor_note(config: Config, n_neurons: int, n_images: int) -> list[str]:
     """A warning where the smallest possible p is so large that discoveries need many neurons tied at it.
 
-    With smallest p = 1/(B+1), a neuron at that floor reaches q < alpha only if at least n_neurons/(alpha·(B+1))
-    neurons are there with it.
+    `specific` has b draws, B or one for each anchor of the pool. With smallest p = 1/(b+1), a neuron at that floor
+    reaches q < alpha only if at least n_neurons/(alpha·(b+1)) neurons are there with it.
     """
     c = config.science.calibrate
-    share = 1 / (c.alpha * (c.B + 1))
+    most = n_anchors(min(n_images, config.science.embed.n_pool))
+    n_draws = min(c.B, most)
+    share = 1 / (c.alpha * (n_draws + 1))
     if share <= 0.01:
         return []
     n_tied = int(-(-n_neurons * share // 1))
+    remedy = "raise calibrate.B" if most > c.B else "raise embed.n_pool, with a larger probe set where it has no more,"
     return [
-        f"with B = {c.B} draws the smallest p is {1 / (c.B + 1):.1e}: a discovery at q < {c.alpha} needs {n_tied} of "
-        f"{n_neurons} neurons ({share:.1%}) tied at that floor; raise calibrate.B for finer p"
+        f"with {n_draws} draws of one_concept the smallest p is {1 / (n_draws + 1):.1e}: a discovery at q < {c.alpha} "
+        f"needs {n_tied} of {n_neurons} neurons ({share:.1%}) tied at that floor; {remedy} for finer p"
     ]
 
 

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from polyray import columns
-from polyray.cluster.plan import EMBED_PATCHES, Sweep, Work, works
+from polyray.cluster.plan import CLUSTER_NEURONS, EMBED_PATCHES, Sweep, Work, scored_sizes, works
 from polyray.errors import DataError, ModelError, StoreError
 from polyray.kernels import random
 from polyray.models.encoders import load_encoder
@@ -30,6 +30,8 @@ from polyray.psi import calibrate, cluster, draw, embed, extract, mine, plant, r
 from polyray.records import PartInfo, Receipt
 from polyray.schema import SHARED_LAYER
 from polyray.store import Store
+
+_GIB = 1024**3
 
 
 @dataclass(frozen=True)
@@ -209,11 +211,12 @@ class EncoderWorker(Worker):
 
 
 class ScoringWorker(Worker):
-    """Holds the current layer's vectors: cluster, draw, calibrate, summarise."""
+    """Holds a layer's pool and the vectors of a block of its neurons: cluster, draw, calibrate, summarise."""
 
     def __init__(self, sweep: Sweep) -> None:
         super().__init__(sweep)
         self._layer: _Layer | None = None
+        self._block: _Block | None = None
 
     def parts(self, work: Work) -> list[PartInfo]:
         match work.stage:
@@ -223,18 +226,24 @@ class ScoringWorker(Worker):
                 return self._draw(work)
             case "calibrate":
                 draws = pa.concat_tables([self.store.read("nulls", name) for name in (work.layer, SHARED_LAYER)])
-                calibrate.require_draws(draws, self.science.calibrate.B)
+                n_pool = len(self.layer(work.of_layer).data.pool)
+                sizes = scored_sizes(self.store, work.of_layer)
+                calibrate.require_draws(draws, self.science.calibrate, sizes, n_pool)
                 neurons, null_neurons = calibrate.calibrate(
                     self.store.read("scores", work.layer),
                     self.store.read("mined", work.layer),
                     calibrate.nulls(draws),
                     self.infos[work.of_layer].ranked_by,
                     self.science,
+                    n_pool,
                 )
                 return self.write(work, {"neurons": neurons, "null_neurons": null_neurons})
             case "summarise":
                 neurons, null_neurons = self.store.read("neurons"), self.store.read("null_neurons")
-                by_layer, summary = summarise.summarise(list(self.infos), neurons, null_neurons, self.science)
+                draws = None
+                if self.science.calibrate.permute_dims:
+                    draws = self.store.read("nulls", columns=["layer", "kind", "n_used", "S"])
+                by_layer, summary = summarise.summarise(list(self.infos), neurons, null_neurons, self.science, draws)
                 return self.write(work, {"neuron_summary": by_layer, "layer_summary": summary})
             case "recover":
                 return self._recover(work)
@@ -261,24 +270,43 @@ class ScoringWorker(Worker):
         return self.write(work, {"planted_neurons": by_layer, "planted_summary": summary})
 
     def layer(self, name: str) -> "_Layer":
-        """What the stages after embed need of a layer; the last one asked for is kept."""
+        """A layer's pool and space, which is all that draws need; the last one asked for is kept."""
         if self._layer is None or self._layer.name != name:
-            self._layer = None  # let go of the old one first: two at a time may not fit
+            self._layer = self._block = None  # let go of the old ones first: two at a time may not fit
             row = next(r for r in self.store.read("layers").to_pylist() if r["layer"] == name)
-            kept = _kept(self.store.read("mined", name), row, self.science.subject.input_px)
             pool = self.store.read("pool", name)
-            ids = columns.numbers(pool, "patch_id").astype(np.int64)
-            wanted = np.unique(np.concatenate([ids, *(k.patch for k in kept)]))
-            data = cluster.space(
-                self._embeddings(name, wanted),
-                wanted,
-                pool,
-                self.store.read("vocabulary"),
-                self.images,
-                self.science.encoder.standardise,
-            )
-            self._layer = _Layer(name, row, {k.neuron: k for k in kept}, data)
+            wanted = np.unique(columns.numbers(pool, "patch_id").astype(np.int64))
+            if not len(wanted):
+                # Random directions need the vectors' dimension all the same.
+                first = self.store.read("mined", name).filter(pa.compute.field("status") == "ok").slice(0, 1)
+                wanted = _patches(_kept(first, row, self.science.subject.input_px))
+            vectors, vocabulary = self._embeddings(name, wanted), self.store.read("vocabulary")
+            data = cluster.space(vectors, wanted, pool, vocabulary, self.images, self.science.encoder.standardise)
+            self._layer = _Layer(name, row, data)
         return self._layer
+
+    def block(self, work: Work) -> "_Block":
+        """The block of cluster units that a unit lies in; the last one asked for is kept.
+
+        A block is as many consecutive units as `execution.scoring_vectors_gb` has room for, at least one.
+        """
+        layer = self.layer(work.of_layer)
+        n_bytes = sum(v.shape[1] * v.itemsize for v in (layer.data.geometry, layer.data.text) if v is not None)
+        unit_bytes = CLUSTER_NEURONS * self.science.mine.K_keep * n_bytes
+        # Where no patch of the pool has a vector, how long vectors are is not known.
+        known = layer.data.good.any()
+        n_units = max(1, int(self.sweep.config.execution.scoring_vectors_gb * _GIB / unit_bytes)) if known else 1
+        start = work.items.start // (n_units * CLUSTER_NEURONS) * n_units * CLUSTER_NEURONS
+        if self._block is None or (self._block.layer, self._block.start) != (layer.name, start):
+            self._block = None  # let go of the old one first: the bound is for one
+            neurons = self.sweep.neurons[layer.name][start : start + n_units * CLUSTER_NEURONS]
+            mined = self.store.read("mined", layer.name)
+            mined = mined.filter(pa.array(np.isin(columns.numbers(mined, "neuron"), neurons)))
+            kept = _kept(mined, layer.row, self.science.subject.input_px)
+            wanted = _patches(kept)
+            data = cluster.with_vectors(layer.data, self._embeddings(layer.name, wanted), wanted)
+            self._block = _Block(layer.name, start, {k.neuron: k for k in kept}, data)
+        return self._block
 
     def _embeddings(self, layer: str, wanted: NDArray[np.int64]) -> Iterator[pa.Table]:
         """Tables of `embeddings` that hold wanted patches: the layer's own and those filed under earlier ones."""
@@ -305,16 +333,16 @@ class ScoringWorker(Worker):
         )
 
     def _cluster(self, work: Work) -> list[PartInfo]:
-        layer = self.layer(work.of_layer)
+        layer, block = self.layer(work.of_layer), self.block(work)
         chosen = self.sweep.neurons[layer.name][work.start : work.stop].tolist()
-        kept = {n: layer.kept[n] for n in chosen if n in layer.kept}
-        usable = [self._examples(k, layer.data) for k in kept.values()]
+        kept = {n: block.kept[n] for n in chosen if n in block.kept}
+        usable = [self._examples(k, block.data) for k in kept.values()]
         failed: list[mine.Failure] = []
         try:
-            result = cluster.cluster_neurons(usable, layer.name, self.science, self.images, layer.data)
+            result = cluster.cluster_neurons(usable, layer.name, self.science, self.images, block.data)
         except (RuntimeError, ValueError, IndexError) as error:
             _refuse_shortage(error)
-            result = self._one_by_one(usable, layer, failed)
+            result = self._one_by_one(usable, block, failed)
         clusters = result.clusters
         if self.science.extract.thumbnails and len(clusters):
             clusters, unread = thumbnails.with_thumbnails(clusters, self.probe, self.science)
@@ -327,17 +355,17 @@ class ScoringWorker(Worker):
         return self.write(work, tables, failed)
 
     def _one_by_one(
-        self, usable: Sequence[cluster.Examples], layer: "_Layer", failed: list[mine.Failure]
+        self, usable: Sequence[cluster.Examples], block: "_Block", failed: list[mine.Failure]
     ) -> cluster.Clustered:
         """Scores neurons alone, so that the one that cannot be scored costs only its own row."""
         done = []
         for e in usable:
             try:
-                done.append(cluster.cluster_neurons([e], layer.name, self.science, self.images, layer.data))
+                done.append(cluster.cluster_neurons([e], block.layer, self.science, self.images, block.data))
             except (RuntimeError, ValueError, IndexError) as error:
                 _refuse_shortage(error)
                 reason = f"{type(error).__name__}: {error}"
-                failed.append((layer.name, "neuron", e.neuron, reason))
+                failed.append((block.layer, "neuron", e.neuron, reason))
                 row = cluster.unscored("real", e.neuron, "failed", reason)
                 done.append(cluster.Clustered(row, columns.concat("clusters", []), {}))
         return cluster.Clustered(
@@ -360,16 +388,20 @@ class ScoringWorker(Worker):
         if work.kind in ("pool", "one_concept"):
             rows = draw.draw(work.kind, work.n_used or 0, work.items, word, self.science, layer.data)
             return self.write(work, {"nulls": rows})
+        if work.kind == "permute_dims":
+            rows = draw.permuted_draws(work.n_used or 0, work.items, word, self.science, layer.data)
+            return self.write(work, {"nulls": rows})
         kind = str(work.kind).removeprefix("null_")
         beside_unit = Work("cluster", layer.name, start=work.start, stop=work.stop).key
         scored = self.store.read("scores", layer.name, ["neuron", "status", "n_used"], units=[beside_unit])
         size = {r["neuron"]: r["n_used"] for r in scored.to_pylist() if r["status"] == "ok"}
-        usable = [self._examples(layer.kept[n], layer.data) for n in sorted(size)]
+        clustered = self.store.read("examples", layer.name, ["neuron", "example", "cluster"], units=[beside_unit])
+        clustered = clustered.filter(pa.compute.is_valid(clustered["cluster"]))
+        of, example = (columns.numbers(clustered, c).astype(np.int64) for c in ("neuron", "example"))
         tables = []
         for n in sorted(set(size.values())):
-            beside = [e for e in usable if size[e.neuron] == n]
-            labels = np.stack([e.label[:n] for e in beside])
-            neurons = np.array([e.neuron for e in beside], dtype=np.int64)
+            neurons = np.array(sorted(neuron for neuron in size if size[neuron] == n), dtype=np.int64)
+            labels = self.images.label_of[example[np.isin(of, neurons)]].reshape(len(neurons), n)
             tables.append(draw.null_neurons(kind, neurons, n, labels, word, self.science, layer.data))
         return self.write(work, {"scores": columns.concat("scores", tables)})
 
@@ -400,9 +432,19 @@ class _Layer:
     name: str
     row: Mapping[str, Any]
     """Its row of `layers`."""
+    data: cluster.Space
+    """Its pool."""
+
+
+@dataclass(frozen=True)
+class _Block:
+    layer: str
+    start: int
+    """Place of its first neuron among the layer's neurons that are swept."""
     kept: Mapping[int, _Kept]
     """By neuron; neurons that could not be mined are missing."""
     data: cluster.Space
+    """The vectors of their patches."""
 
 
 def _kept(mined: pa.Table, row: Mapping[str, Any], input_px: int) -> list[_Kept]:
@@ -418,6 +460,11 @@ def _kept(mined: pa.Table, row: Mapping[str, Any], input_px: int) -> list[_Kept]
     cuts = np.cumsum(pa.compute.list_value_length(mined["example"]).to_numpy())[:-1]
     split = (np.split(x, cuts) for x in (example, position, response, patch))
     return [_Kept(n, *of) for n, *of in zip(mined["neuron"].to_pylist(), *split, strict=True)]
+
+
+def _patches(kept: Sequence[_Kept]) -> NDArray[np.int64]:
+    """Patches of these neurons, ascending and distinct."""
+    return np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *(k.patch for k in kept)]))
 
 
 def _refuse_shortage(error: Exception) -> None:

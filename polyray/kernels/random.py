@@ -21,12 +21,14 @@ _W0, _W1 = 0x9E3779B9, 0xBB67AE85
 # What a random value is for. A new use takes a new number; a number is never used twice.
 TIES, POOL_IMAGE, POOL_NEURON, WINDOW_SAMPLE, WINDOW_SIGNS = 1, 2, 3, 4, 5
 KMEANS_REAL = 8
-KMEANS_DRAW = {"rotation": 9, "pool": 10, "one_concept": 11}
+KMEANS_DRAW = {"rotation": 9, "pool": 10, "one_concept": 11, "permute_dims": 46}
 KMEANS_NULL = {"rotation": 12, "pool": 13, "one_concept": 14}
 PERMUTE, DRAW_POOL, DRAW_CONCEPT, DRAW_ROTATION, DRAW_TEXT = 16, 17, 18, 19, 20
 NULL_POOL, NULL_ROTATION, NULL_ROTATION_TEXT = 24, 26, 27
 BOOTSTRAP = 32
 PLANT_SPLIT, PLANT_CLASSES, PLANT_NOISE = 40, 41, 42
+DRAW_DIMS, PERMUTE_DIMS = 44, 45
+TREND = 47
 
 
 def philox(counter: Int64[Tensor, "*n 4"], key: Int64[Tensor, "*k 2"]) -> Int64[Tensor, "*n 4"]:

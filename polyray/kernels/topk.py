@@ -94,6 +94,71 @@ def _top_chunk(
     )
 
 
+def band_examples(
+    responses: Float[Tensor, "N C"],
+    positions: Int[Tensor, "N C"],
+    examples: Int[Tensor, " N"] | Int[Tensor, "N C"],
+    band: tuple[float, float],
+    n_keep: int,
+    seed: int,
+    layer: int,
+    neurons: Int64[Tensor, " C"],
+) -> Top:
+    """Random examples within a band of every neuron's responses: the n_keep of smallest hash.
+
+    Args:
+        responses: as for `top_examples`, as are positions, examples, seed, layer and neurons.
+        positions: raster index of each peak.
+        examples: index of each example (negative: no example).
+        band: two quantiles, 0 to 1. An example is in the band when its response is at least the first and at most
+            the second quantile of the neuron's finite responses, interpolated linearly between neighbours.
+        n_keep: how many to keep.
+        seed: the sweep's seed.
+        layer: the layer's counter word.
+        neurons: the neurons' indices in their layer.
+
+    Returns:
+        `Top` with m = min(n_keep, N) columns in ascending hash, in which responses have no order; a band has no cut,
+        and n_equal_cut is 0.
+    """
+    n, n_neurons = responses.shape
+    width = max(1, _CHUNK // (4 * max(n, 1)))  # several times as much is held for an element as in `top_examples`
+    tops = []
+    for c in (slice(c, c + width) for c in range(0, max(n_neurons, 1), width)):
+        values = responses[:, c].T.double()
+        which = (examples[None, :] if examples.ndim == 1 else examples[:, c].T).long().expand(values.shape)
+        valid = torch.isfinite(values) & (which >= 0)
+        ordered = torch.where(valid, values, torch.inf).sort(1).values
+        low, high = (_quantile(ordered, valid.sum(1), q) for q in band)
+        inside = valid & (values >= low[:, None]) & (values <= high[:, None])
+        key = torch.where(inside, tie_hash(seed, layer, neurons[c].long()[:, None], which.clamp(min=0)), _NEVER)
+        best, at = torch.topk(key, min(n_keep, n), dim=1, largest=False, sorted=True)
+        kept = best != _NEVER
+        tops.append(
+            Top(
+                torch.where(kept, which.gather(1, at), -1),
+                torch.where(kept, responses[:, c].T.float().gather(1, at), torch.nan),
+                torch.where(kept, positions[:, c].T.gather(1, at).long(), -1),
+                torch.zeros(len(key), dtype=torch.int64),
+            )
+        )
+    return Top(*(torch.cat(parts) for parts in zip(*tops, strict=True)))
+
+
+def _quantile(ordered: Tensor, count: Tensor, q: float) -> Tensor:
+    """The q-quantile of the first `count` entries of each ascending row, NaN where there are none."""
+    if ordered.shape[1] == 0:
+        return torch.full((len(ordered),), torch.nan, dtype=torch.float64)
+    at = (count - 1).clamp(min=0).double() * q
+    below = at.floor().long()
+    above = torch.minimum(below + 1, (count - 1).clamp(min=0))
+    a, b = (ordered.gather(1, i[:, None]).squeeze(1) for i in (below, above))
+    t = at - below
+    # Rounded as NumPy's quantile is.
+    value = torch.where(t >= 0.5, b - (b - a) * (1 - t), a + (b - a) * t)
+    return torch.where(count > 0, value, torch.nan)
+
+
 def histogram(values: Float[Tensor, "N C"]) -> Int64[Tensor, "C bins"]:
     """Counts of the finite values of every column in the fixed bins of `BIN_EDGES`."""
     n_bins = len(BIN_EDGES) + 1

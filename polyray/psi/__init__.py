@@ -13,7 +13,7 @@ paths or actors.
     cluster     k-means, S, Q, D of every neuron                                  -> scores, clusters, examples
     draw        null draws, and null neurons, through the same code               -> nulls, scores
     calibrate   z, p and log_psi of each preset                                   -> neurons, null_neurons
-    summarise   what needs the whole sweep: q, AUROC, diagnoses                   -> neuron_summary, layer_summary
+    summarise   what needs the whole sweep: q, AUROC, trends, diagnoses           -> neuron_summary, layer_summary
 
 Source: arXiv 2508.16950. Where we deviate, the docstring of the function that does so says it. The largest
 deviation: besides the paper's nulls (`paper`) there are two more, `selective` (is the neuron selective at all?) and

@@ -4,7 +4,7 @@
 to more than one thing. Source: arXiv 2508.16950, section 3.6; p-values, `selective` and `specific` are ours.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,9 +13,10 @@ import torch
 from numpy.typing import NDArray
 
 from polyray import columns
-from polyray.config import Science
+from polyray.config import CalibrateConfig, Science
 from polyray.errors import StoreError
 from polyray.kernels import statistics
+from polyray.psi.draw import n_anchors
 from polyray.schema import COMPONENTS, PRESETS
 
 POOLED = {"selective": "pool", "specific": "one_concept"}
@@ -59,22 +60,33 @@ def nulls(draws: pa.Table) -> Nulls:
 _EMPTY = np.zeros(0)
 
 
-def require_draws(draws: pa.Table, B: int) -> None:
+def require_draws(draws: pa.Table, settings: CalibrateConfig, sizes: Sequence[int], n_pool: int) -> None:
     """Refuses to calibrate against draws of which some are missing.
 
-    There are B of each kind and size; of one_concept fewer where the pool has fewer anchors.
+    Args:
+        draws: the layer's rows of `nulls` and the shared ones.
+        settings: how many draws are asked for, and of which kinds.
+        sizes: how many examples the layer's scored neurons have.
+        n_pool: patches of the layer's pool that have a vector. There are no more one_concept draws than it has
+            anchors, and none of either kind of more examples than it has patches.
 
     Raises:
         StoreError: draws of a kind and size are missing.
     """
-    counts = draws.group_by(["kind", "n_used"]).aggregate([("draw", "count"), ("draw", "max")])
-    for row in counts.to_pylist():
-        expected = row["draw_max"] + 1 if row["kind"] == "one_concept" else B
-        if row["kind"] != "shuffle_text" and row["draw_count"] != expected:
-            raise StoreError(
-                f"{row['draw_count']} of {expected} {row['kind']} draws of {row['n_used']} examples are there; "
-                "`polyray verify` says which unit is missing."
-            )
+    counts = draws.group_by(["kind", "n_used"]).aggregate([("draw", "count")]).to_pylist()
+    found = {(row["kind"], row["n_used"]): row["draw_count"] for row in counts}
+    for n in sizes:
+        B = settings.B
+        expected = {"rotation": B}
+        if n <= n_pool:
+            expected |= {"pool": B, "one_concept": min(B, n_anchors(n_pool))}
+            expected |= {"permute_dims": B} if settings.permute_dims else {}
+        for kind, wanted in expected.items():
+            if found.get((kind, n), 0) != wanted:
+                raise StoreError(
+                    f"{found.get((kind, n), 0)} of {wanted} {kind} draws of {n} examples are there; "
+                    "`polyray verify` says which unit is missing."
+                )
 
 
 def calibrated(scores: pa.Table, null: Nulls, science: Science) -> dict[str, NDArray[np.float64]]:
@@ -143,7 +155,7 @@ def calibrated(scores: pa.Table, null: Nulls, science: Science) -> dict[str, NDA
 
 
 def calibrate(
-    scores: pa.Table, mined: pa.Table, null: Nulls, ranked_by: str, science: Science
+    scores: pa.Table, mined: pa.Table, null: Nulls, ranked_by: str, science: Science, n_pool: int
 ) -> tuple[pa.Table, pa.Table]:
     """One row for each neuron of a layer, and the null neurons beside them.
 
@@ -153,9 +165,11 @@ def calibrate(
         null: its draws.
         ranked_by: response or pre_activation.
         science: the sweep's settings.
+        n_pool: patches of the layer's pool that have a vector.
 
     Returns:
-        Rows of `neurons`: ok, excluded or failed with its reason; and rows of `null_neurons`.
+        Rows of `neurons`: ok, excluded or failed with its reason; and rows of `null_neurons`. A neuron of more
+        examples than the pool has patches stays ok, without p under `selective` and `specific`, and says so.
     """
     scored = scores.filter(pa.compute.equal(scores["status"], "ok"))
     values = calibrated(scored, null, science)
@@ -165,9 +179,14 @@ def calibrate(
 
     status, reason = mined["status"].to_pylist(), mined["reason"].to_pylist()
     place = {neuron: i for i, neuron in enumerate(neurons.tolist())}
-    for row in scores.select(["kind", "neuron", "status", "reason"]).to_pylist():
+    for row in scores.select(["kind", "neuron", "status", "reason", "n_used"]).to_pylist():
         if row["kind"] == "real":
             status[place[row["neuron"]]], reason[place[row["neuron"]]] = row["status"], row["reason"]
+            if row["status"] == "ok" and row["n_used"] > n_pool:
+                reason[place[row["neuron"]]] = (
+                    f"not calibrated: the pool has {n_pool} patches with a vector, fewer than the {row['n_used']} "
+                    "examples clustered"
+                )
 
     def spread(column: NDArray[np.float64]) -> NDArray[np.float64]:
         out = np.full(len(neurons), np.nan)

@@ -5,7 +5,7 @@ Source: arXiv 2508.16950, sections 3.3 to 3.5.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import NamedTuple
 
@@ -53,10 +53,10 @@ def n_used(n_examples: int, K: int, k_min: int) -> int | None:
 
 @dataclass(frozen=True)
 class Space:
-    """The vectors of one layer: every patch that its neurons and its pool need."""
+    """Vectors of one layer: those of its pool, or of some of its neurons' patches in the pool's space."""
 
     ids: NDArray[np.int64]
-    """Patches, ascending."""
+    """Patches that it holds, ascending."""
     geometry: NDArray[np.float16]
     """Encoder's vectors [P, d]."""
     text: NDArray[np.float16] | None
@@ -133,10 +133,10 @@ def space(
     images: Images,
     standardise: bool,
 ) -> Space:
-    """Gathers a layer's vectors.
+    """The space of a layer: the vectors of its pool.
 
     Args:
-        embeddings: tables of `embeddings` rows; what is not wanted is passed over.
+        embeddings: tables of `embeddings` rows, taken one at a time; what is not wanted is passed over.
         wanted: patches that are needed, ascending and distinct, the pool's among them.
         pool: the layer's rows of `pool`.
         vocabulary: rows of `vocabulary`.
@@ -144,6 +144,41 @@ def space(
         standardise: centre and scale geometry by the pool's mean and standard deviation. Done per layer, since crops
             of another size have another mean.
     """
+    geometry, text, good = _gathered(embeddings, wanted)
+    pool_rows = np.searchsorted(wanted, columns.numbers(pool, "patch_id"))
+    has_vector = good[pool_rows]
+    pool_rows = pool_rows[has_vector]
+    pool_label = images.label_of[columns.numbers(pool, "example")[has_vector]]
+    d = geometry.shape[1]
+    center, scale = np.zeros(d, dtype=np.float32), np.ones(d, dtype=np.float32)
+    if standardise and len(pool_rows):
+        sample = geometry[pool_rows].astype(np.float64)
+        center = sample.mean(0).astype(np.float32)
+        deviation = sample.std(0)
+        scale = np.where(deviation > 0, deviation, 1.0).astype(np.float32)
+    words = torch.from_numpy(columns.padded(vocabulary["embedding"], 0).astype(np.float32))
+    return Space(
+        wanted, geometry, text, good, center, scale, pool_rows, pool_label, vocabulary["prompt"].to_pylist(), words
+    )
+
+
+def with_vectors(data: Space, embeddings: Iterator[pa.Table], wanted: NDArray[np.int64]) -> Space:
+    """The vectors of other patches in a layer's space, without its pool.
+
+    Args:
+        data: the layer's space, which says where the centre is and what the prompts are.
+        embeddings: tables of `embeddings` rows, taken one at a time; what is not wanted is passed over.
+        wanted: patches that are needed, ascending and distinct.
+    """
+    geometry, text, good = _gathered(embeddings, wanted)
+    none = np.zeros(0, dtype=np.int64)
+    return replace(data, ids=wanted, geometry=geometry, text=text, good=good, pool=none, pool_label=none)
+
+
+def _gathered(
+    embeddings: Iterator[pa.Table], wanted: NDArray[np.int64]
+) -> tuple[NDArray[np.float16], NDArray[np.float16] | None, NDArray[np.bool_]]:
+    """`geometry`, `text` and `good` of the wanted patches."""
     geometry: NDArray[np.float16] | None = None
     text: NDArray[np.float16] | None = None
     good = np.zeros(len(wanted), dtype=bool)
@@ -166,21 +201,7 @@ def space(
             good[at] = (g != 0).any(1)
     if geometry is None:
         geometry = np.zeros((len(wanted), 1), dtype=np.float16)
-    pool_rows = np.searchsorted(wanted, columns.numbers(pool, "patch_id"))
-    has_vector = good[pool_rows]
-    pool_rows = pool_rows[has_vector]
-    pool_label = images.label_of[columns.numbers(pool, "example")[has_vector]]
-    d = geometry.shape[1]
-    center, scale = np.zeros(d, dtype=np.float32), np.ones(d, dtype=np.float32)
-    if standardise and len(pool_rows):
-        sample = geometry[pool_rows].astype(np.float64)
-        center = sample.mean(0).astype(np.float32)
-        deviation = sample.std(0)
-        scale = np.where(deviation > 0, deviation, 1.0).astype(np.float32)
-    words = torch.from_numpy(columns.padded(vocabulary["embedding"], 0).astype(np.float32))
-    return Space(
-        wanted, geometry, text, good, center, scale, pool_rows, pool_label, vocabulary["prompt"].to_pylist(), words
-    )
+    return geometry, text, good
 
 
 class Scored(NamedTuple):

@@ -29,6 +29,11 @@ def pool_draws(data: Space, n: int, items: Tensor, seed: int, stream: int, layer
     return order[:, :n]
 
 
+def n_anchors(n_pool: int) -> int:
+    """How many patches of a pool one_concept draws around: half of them; the others are for null neurons."""
+    return (n_pool + 1) // 2
+
+
 def anchors(data: Space, seed: int, half: int, layer: int) -> Tensor:
     """The pool's rows around which one_concept draws (half 0) or null neurons (half 1) lie, in a random order.
 
@@ -94,6 +99,37 @@ def draw(kind: str, n: int, draws: range, layer: int, science: Science, data: Sp
     return columns.concat("nulls", tables)
 
 
+def permuted_draws(n: int, draws: range, layer: int, science: Science, data: Space) -> pa.Table:
+    """Null draws of S of n distinct pool patches each, every vector's coordinates permuted in a way of its own.
+
+    Norms and the values within a vector stay; which coordinates go together is lost. Rows of `nulls`, none where the
+    pool has fewer than n patches.
+    """
+    c = science.cluster
+    tables = []
+    stop = draws.stop if n <= len(data.pool) else draws.start
+    for start in range(draws.start, stop, CHUNK):
+        items = torch.arange(start, min(start + CHUNK, stop))
+        at = pool_draws(data, n, items, science.seed, random.DRAW_DIMS, layer)
+        vectors = data.geometry_of(data.pool[at.numpy()])
+        rows, dims = torch.arange(n)[:, None], torch.arange(vectors.shape[2])[None, :]
+        for i, item in enumerate(items.tolist()):
+            bits = random.bits(science.seed, random.PERMUTE_DIMS, layer, item, rows, dims)
+            order = torch.argsort(bits, dim=1, stable=True)
+            vectors[i] = vectors[i].gather(1, order)
+        stream = random.KMEANS_DRAW["permute_dims"]
+        r = cluster.cluster(vectors, c.k_range, c.n_init, c.max_iter, science.seed, items, stream, layer)
+        tables.append(_silhouettes("permute_dims", n, items, r))
+    return columns.concat("nulls", tables)
+
+
+def _silhouettes(kind: str, n: int, items: Tensor, r: cluster.Clustering) -> pa.Table:
+    """Rows of `nulls` of draws that have S alone."""
+    none = [None] * len(items)
+    known = {"kind": [kind] * len(items), "n_used": [n] * len(items), "draw": items.numpy()}
+    return columns.table("nulls", known | {"S": r.S.numpy(), "k": r.k.numpy(), "Q": none, "Q_z": none, "D": none})
+
+
 def rotation_draws(n: int, draws: range, science: Science, d: int) -> pa.Table:
     """Null draws of n Haar-random directions in d dimensions: the paper's null of S, which no layer enters."""
     c = science.cluster
@@ -103,22 +139,7 @@ def rotation_draws(n: int, draws: range, science: Science, d: int) -> pa.Table:
         vectors = random.directions(science.seed, random.DRAW_ROTATION, items, n, d, word=n)
         stream = random.KMEANS_DRAW["rotation"]
         r = cluster.cluster(vectors, c.k_range, c.n_init, c.max_iter, science.seed, items, stream)
-        none = [None] * len(items)
-        tables.append(
-            columns.table(
-                "nulls",
-                {
-                    "kind": ["rotation"] * len(items),
-                    "n_used": [n] * len(items),
-                    "draw": items.numpy(),
-                    "S": r.S.numpy(),
-                    "k": r.k.numpy(),
-                    "Q": none,
-                    "Q_z": none,
-                    "D": none,
-                },
-            )
-        )
+        tables.append(_silhouettes("rotation", n, items, r))
     return columns.concat("nulls", tables)
 
 

@@ -223,7 +223,8 @@ def _part(
         ranked,
         position,
         torch.from_numpy(ids),
-        science.mine.K_keep,
+        # Which responses lie in a band only the whole probe set can say.
+        science.mine.K_keep if science.mine.band is None else len(ids),
         science.seed,
         random.layer_word(info.name),
         torch.from_numpy(neurons),
@@ -315,25 +316,39 @@ def merge(parts: Iterable[pa.Table], science: Science, info: LayerInfo) -> tuple
 
     Args:
         parts: rows of `mine_parts` of one layer, one table a range, in order of range, the same neurons in each; taken
-            one at a time, so that memory does not grow with the probe set.
+            one at a time, so that memory does not grow with the probe set (except by 24 bytes a neuron and image with
+            `mine.band`, whose quantiles are exact).
         science: the sweep's settings.
         info: the layer.
 
     Returns:
-        Rows of `mined` and of `histograms`. A neuron is excluded with its reason when a response was not finite,
-        when it never fires (`dead`), never varies (`constant`), or has fewer than k_min examples that count.
+        Rows of `mined` and of `histograms`. With `mine.band` the examples are those of smallest hash whose response
+        lies between the two quantiles of the neuron's counting responses, ends included, in the order of their
+        hashes; there is no cut at which examples could tie. A neuron is excluded with its reason when a response was
+        not finite, when it never fires (`dead`), never varies (`constant`), or keeps fewer than k_min examples.
     """
     word = random.layer_word(info.name)
+    band = science.mine.band
     running: _Running | None = None
     neurons = np.zeros(0, dtype=np.int64)
+    counting: list[topk.Top] = []
     for part in parts:
         neurons = columns.numbers(part, "neuron").astype(np.int64)
         loaded = _loaded(part)
+        if band is not None:
+            counting.append(loaded.top)
+            nothing = {c: getattr(loaded.top, c)[:, :0] for c in ("example", "response", "position")}
+            loaded = loaded._replace(top=loaded.top._replace(**nothing))
         running = loaded if running is None else _folded(running, loaded, science, word, torch.from_numpy(neurons))
     if running is None:
         raise DataError("there is nothing to merge: the probe set has no ranges.")
     top, low, high, bins = running.top, running.low, running.high, running.bins
     n_images, n_nonfinite, n_positive, total, total_sq = running.counts
+    if band is not None:
+        example, response, position = (torch.cat([t[i] for t in counting], dim=1).T for i in range(3))
+        top = topk.band_examples(
+            response, position, example, band, science.mine.K_keep, science.seed, word, torch.from_numpy(neurons)
+        )
     kept = (top.example >= 0).sum(1).numpy()
     cut = _cut(top, science.mine.K)
     tied = (top.response == cut[:, None]).sum(1)
@@ -353,7 +368,7 @@ def merge(parts: Iterable[pa.Table], science: Science, info: LayerInfo) -> tuple
             "neuron": neurons,
             "status": ["ok" if r is None else "excluded" for r in reasons],
             "reason": reasons,
-            "n_tied_at_cut": tied.numpy(),
+            "n_tied_at_cut": tied.numpy() if band is None else [None] * len(neurons),
             "example": columns.ragged_prefix(top.example.numpy(), kept, pa.int32()),
             "response": columns.ragged_prefix(top.response.numpy(), kept, pa.float32()),
             "position": columns.ragged_prefix(top.position.numpy(), kept, pa.int32()),

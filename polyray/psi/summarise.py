@@ -1,4 +1,4 @@
-"""Summarise: what needs the whole sweep. q over all scored neurons, AUROC against null neurons, diagnoses.
+"""Summarise: what needs the whole sweep. q over all scored neurons, AUROC against null neurons, trends, diagnoses.
 
 Place in the flow: last; made by one unit that reads all parts, never patched into them. Source: arXiv 2508.16950,
 sections 4 and 5.1, table 1; q-values, intervals and the share of null neurons called are ours.
@@ -14,13 +14,19 @@ from numpy.typing import NDArray
 
 from polyray import columns
 from polyray.config import Science
-from polyray.kernels import random, statistics
+from polyray.kernels import random, statistics, trends
 from polyray.psi.calibrate import scores_of
 from polyray.schema import NULL_KINDS, PRESETS
 
+_Q_VALUES = {"bh": statistics.benjamini_hochberg, "by": statistics.benjamini_yekutieli}
+
 
 def summarise(
-    layers: Sequence[str], neurons: pa.Table, null_neurons: pa.Table, science: Science
+    layers: Sequence[str],
+    neurons: pa.Table,
+    null_neurons: pa.Table,
+    science: Science,
+    draws: pa.Table | None = None,
 ) -> tuple[dict[str, pa.Table], pa.Table]:
     """Rows of `neuron_summary` by layer, and of `layer_summary`.
 
@@ -29,14 +35,16 @@ def summarise(
         neurons: all rows of `neurons` with their layer.
         null_neurons: all rows of `null_neurons` with their layer.
         science: the sweep's settings.
+        draws: rows of `nulls` with their layer, where `calibrate.permute_dims` asked for such draws.
 
     Returns:
-        `called` means q < alpha under `specific`. A null neuron counts as called when its p is at most the largest p
+        q is made of `specific_p` over all scored neurons of the sweep, as `calibrate.fdr` says; `called` means
+        q < alpha. A null neuron counts as called when its p is at most the largest p
         among the neurons called, so that discoveries and null calls answer to the same threshold.
     """
     alpha = science.calibrate.alpha
     p = _float(neurons, "specific_p")
-    q = statistics.benjamini_hochberg(torch.from_numpy(p)).numpy()
+    q = _Q_VALUES[science.calibrate.fdr](torch.from_numpy(p)).numpy()
     called = q < alpha
     threshold = float(p[called].max()) if called.any() else -1.0
     layer_of = neurons["layer"].to_numpy(zero_copy_only=False)
@@ -60,6 +68,10 @@ def summarise(
             rows, layer, part, called[here], null_neurons.filter(pa.array(null_layer_of == layer)), threshold, science
         )
     _layer(rows, None, neurons, called, null_neurons, threshold, science)
+    if len(layers) > 1:
+        _trends(rows, layers, neurons, science)
+    if draws is not None:
+        _permuted(rows, layers, neurons, draws)
     return summaries, rows.table()
 
 
@@ -104,12 +116,14 @@ def _layer(
     for s in ("ok", "excluded", "failed"):
         rows.add(layer, f"n_{s}", status[s], len(neurons))
     # Counts in a reason ("12 of at least 20") differ between neurons; what stands before them does not.
-    reasons = Counter(str(r).split(":")[0] for r in neurons["reason"].to_pylist() if r is not None)
+    left_out = neurons.filter(pa.compute.not_equal(neurons["status"], "ok"))
+    reasons = Counter(str(r).split(":")[0] for r in left_out["reason"].to_pylist() if r is not None)
     for reason, count in sorted(reasons.items()):
         rows.add(layer, f"n_reason:{reason}", count, len(neurons))
     ok = np.array([s == "ok" for s in neurons["status"].to_pylist()], dtype=bool)
     n_ok = int(ok.sum())
     scored = neurons.filter(pa.array(ok))
+    rows.add(layer, "n_not_calibrated", int(np.isnan(_float(scored, "specific_p")).sum()), n_ok, preset="specific")
     rows.add(layer, "called_frac", float(called[ok].mean()) if n_ok else np.nan, n_ok, preset="specific")
     rows.add(layer, "median_k", _median(_float(scored, "k")), n_ok)
     kinds = null_neurons["kind"].to_numpy(zero_copy_only=False)
@@ -143,6 +157,46 @@ def _layer(
                     low=low,
                     high=high,
                 )
+
+
+def _trends(rows: _Rows, layers: Sequence[str], neurons: pa.Table, science: Science) -> None:
+    """Do scores rise with depth? Over the sweep Kendall's tau (`depth_tau`, `depth_tau_p`), and for every layer but
+    the first its median less that of the layer before (`step_median`, `step_p`); see `kernels.trends` for what p
+    does not know of."""
+    layer_of = neurons["layer"].to_numpy(zero_copy_only=False)
+    words = [random.layer_word(layer) for layer in layers]
+    for preset in PRESETS:
+        wanted = [f"{preset}_{c}_z" for c in ("S", "Q", "D")] + [f"{preset}_log_psi"]
+        scores = scores_of({c: _float(neurons, c) for c in wanted}, preset)
+        for name in ("log_psi", "S", "Q", "D"):
+            of = [scores[name][(layer_of == layer) & ~np.isnan(scores[name])] for layer in layers]
+            found: list[tuple[str | None, str, trends.Trend, int]] = [
+                (None, "depth_tau", trends.depth_tau(of, science.seed, words), sum(map(len, of)))
+            ]
+            for i in range(1, len(layers)):
+                moved = trends.step(of[i - 1], of[i], science.seed, (words[i - 1], words[i]))
+                found.append((layers[i], "step_median", moved, len(of[i - 1]) + len(of[i])))
+            for layer, metric, trend, n in found:
+                rows.add(layer, metric, trend.value, n, preset=preset, score=name, low=trend.low, high=trend.high)
+                rows.add(layer, f"{metric.removesuffix('_median')}_p", trend.p, n, preset=preset, score=name)
+
+
+def _permuted(rows: _Rows, layers: Sequence[str], neurons: pa.Table, draws: pa.Table) -> None:
+    """Median z of S against draws of permuted coordinates, by layer and over the sweep."""
+    draws = draws.filter(pa.compute.equal(draws["kind"], "permute_dims"))
+    drawn_in, layer_of = (t["layer"].to_numpy(zero_copy_only=False) for t in (draws, neurons))
+    null_n, n, null_S, S = (_float(t, c) for c in ("n_used", "S") for t in (draws, neurons))
+    z = np.full(len(S), np.nan)
+    for layer in layers:
+        for size in np.unique(null_n[drawn_in == layer]).tolist():
+            null = torch.from_numpy(null_S[(drawn_in == layer) & (null_n == size)])
+            of = (layer_of == layer) & (n == size)
+            mean, std = statistics.moments(null)
+            x = torch.from_numpy(S[of])
+            z[of] = statistics.z_score(x, mean.expand(len(x)), std.expand(len(x))).numpy()
+    for name in (*layers, None):
+        here = z[~np.isnan(z) & ((layer_of == name) if name is not None else True)]
+        rows.add(name, "median_z", _median(here), len(here), null_kind="permute_dims", score="S")
 
 
 def _float(rows: pa.Table, column: str) -> NDArray[np.float64]:

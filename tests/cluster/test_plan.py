@@ -130,6 +130,25 @@ def test_draw_units_cover_every_draw_and_null_neuron_once(
     assert all(len(w.items) <= DRAWS for w in found if w.start is not None)
 
 
+def test_permuted_coordinates_are_drawn_only_where_asked_for() -> None:
+    raw = {"factory": "networks:edge_net"}
+    for asked in (False, True):
+        settings = parse_config(
+            {
+                "science": {
+                    "subject": raw,
+                    "probe": {"kind": "generated"},
+                    "encoder": {"kind": "standin"},
+                    "calibrate": {"B": 300} | ({"permute_dims": True} if asked else {}),
+                }
+            }
+        )
+        found = draw_works(Shape(settings.science, 10, {"a": 3}), {"a": [100, 80]})
+        permuted = [(w.n_used, w.start, w.stop) for w in found if w.kind == "permute_dims"]
+        expected = [(n, a, b) for n in (100, 80) for a, b in ((0, 256), (256, 300))]
+        assert permuted == (expected if asked else [])
+
+
 # Keys
 
 

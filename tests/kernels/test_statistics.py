@@ -10,6 +10,7 @@ from scipy import special, stats
 from sklearn.metrics import roc_auc_score
 from statsmodels.stats.multitest import multipletests
 
+from polyray.kernels import random, statistics
 from polyray.kernels.statistics import (
     auroc,
     auroc_interval,
@@ -248,6 +249,30 @@ def test_auroc_interval_covers_the_truth() -> None:
         low, high = auroc_interval(f64(rng.normal(0.8, 1, 30)), f64(rng.normal(0, 1, 35)), 80, 0, i)
         hits += low <= truth <= high
     assert 0.87 <= hits / 100 <= 0.99
+
+
+def test_chunks_of_resamples_change_no_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(9)
+    pos, neg = f64(rng.normal(0.3, 1, 41).round(1)), f64(rng.normal(0, 1, 30).round(1))
+    whole = auroc_interval(pos, neg, 57, 2, 3)
+    for size in (1, 100, 700):
+        monkeypatch.setattr(statistics, "_CHUNK", size)
+        assert auroc_interval(pos, neg, 57, 2, 3) == whole
+
+
+def test_auroc_interval_is_the_quantiles_of_resampled_values() -> None:
+    """Resample by resample, with scikit-learn; many ties."""
+    rng = np.random.default_rng(10)
+    pos, neg = rng.normal(0.3, 1, 19).round(1), rng.normal(0, 1, 14).round(1)
+    values = []
+    for r in range(25):
+        drawn = [
+            x[(random.uniform(4, random.BOOTSTRAP, torch.arange(len(x)), 2 * r + side, 8) * len(x)).long().numpy()]
+            for side, x in enumerate((pos, neg))
+        ]
+        values.append(roc_auc_score([1] * 19 + [0] * 14, np.concatenate(drawn)))
+    expected = np.quantile(values, [0.025, 0.975])
+    assert auroc_interval(f64(pos), f64(neg), 25, 4, 8) == pytest.approx(tuple(expected), abs=1e-12)
 
 
 def test_auroc_interval_at_its_ends() -> None:

@@ -215,7 +215,7 @@ def test_every_neuron_has_one_row_and_null_neurons_stand_apart(rows: Any) -> Non
     beside = [r for r in scored if r["kind"] != "real"]
     table = as_table("scores", [*reversed(real), late, broken, *beside])
     mined = mined_rows([r["neuron"] for r in real] + [34, 35, 36], {36: "dead"})
-    neurons, null_neurons = calibrate(table, mined, nulls(as_table("nulls", draws)), "pre_activation", science())
+    neurons, null_neurons = calibrate(table, mined, nulls(as_table("nulls", draws)), "pre_activation", science(), 100)
 
     by_neuron = {r["neuron"]: r for r in neurons.to_pylist()}
     assert len(by_neuron) == len(neurons) == 15
@@ -246,7 +246,7 @@ def test_a_layer_without_a_scored_neuron(rows: Any) -> None:
     empty = TABLES["scores"].schema.empty_table()
     shared = [d for d in rows[1] if d["kind"] == "shuffle_text"]
     mined = mined_rows([4, 1], {1: "dead", 4: "constant"})
-    neurons, null_neurons = calibrate(empty, mined, nulls(as_table("nulls", shared)), "response", science())
+    neurons, null_neurons = calibrate(empty, mined, nulls(as_table("nulls", shared)), "response", science(), 100)
     assert [(r["neuron"], r["reason"], r["specific_p"]) for r in neurons.to_pylist()] == [
         (4, "constant", None),
         (1, "dead", None),
@@ -254,20 +254,69 @@ def test_a_layer_without_a_scored_neuron(rows: Any) -> None:
     assert len(null_neurons) == 0
 
 
+N_POOL = 300
+ASKED = science(calibrate={"B": B}).calibrate
+
+
 def test_missing_draws_are_refused(rows: Any) -> None:
     draws: list[dict[str, Any]] = rows[1]
-    require_draws(as_table("nulls", draws), B)
+    require_draws(as_table("nulls", draws), ASKED, SIZES, N_POOL)
     short = [d for d in draws if not (d["kind"] == "pool" and d["n_used"] == 19 and d["draw"] in (3, 4))]
     with pytest.raises(StoreError, match="48 of 50 pool draws of 19"):
-        require_draws(as_table("nulls", short), B)
-    gap = [d for d in draws if not (d["kind"] == "one_concept" and d["n_used"] == 24 and d["draw"] == 7)]
-    with pytest.raises(StoreError, match="49 of 50 one_concept draws of 24"):
-        require_draws(as_table("nulls", gap), B)
+        require_draws(as_table("nulls", short), ASKED, SIZES, N_POOL)
+    require_draws(as_table("nulls", short), ASKED, [24], N_POOL)
+    with pytest.raises(StoreError, match="0 of 50 rotation draws of 21"):
+        require_draws(as_table("nulls", draws), ASKED, [24, 21], N_POOL)
+
+
+@pytest.mark.parametrize("kind", ["rotation", "pool", "one_concept"])
+def test_a_missing_last_unit_is_seen(rows: Any, kind: str) -> None:
+    gap = [d for d in rows[1] if not (d["kind"] == kind and d["n_used"] == 24 and d["draw"] >= 40)]
+    with pytest.raises(StoreError, match=f"40 of 50 {kind} draws of 24"):
+        require_draws(as_table("nulls", gap), ASKED, SIZES, N_POOL)
 
 
 def test_fewer_anchors_than_draws_asked_for_are_no_gap(rows: Any) -> None:
     few = [d for d in rows[1] if d["kind"] != "one_concept" or d["draw"] < 30]
-    require_draws(as_table("nulls", few), B)
+    for n_pool in (59, 60):
+        require_draws(as_table("nulls", few), ASKED, SIZES, n_pool)
+    for n_pool in (58, 61):
+        with pytest.raises(StoreError, match=r"30 of (29|31) one_concept draws of 24"):
+            require_draws(as_table("nulls", few), ASKED, SIZES, n_pool)
     table = as_table("scores", [r for r in rows[0] if r["n_used"] == 24])
     found = calibrated(table, nulls(as_table("nulls", few)), science())
     assert found["specific_S_p"].min() >= 1 / 31
+
+
+def test_a_pool_smaller_than_the_sets_needs_rotation_draws_alone(rows: Any) -> None:
+    none = [d for d in rows[1] if d["kind"] == "rotation" or d["n_used"] != 24]
+    require_draws(as_table("nulls", none), ASKED, [24], 23)
+    with pytest.raises(StoreError, match="0 of 50 pool draws of 24"):
+        require_draws(as_table("nulls", none), ASKED, [24], 24)
+
+
+def test_a_neuron_of_more_examples_than_the_pool_has_says_so(rows: Any) -> None:
+    scored, draws = rows
+    real = [r for r in scored if r["kind"] == "real" and r["n_used"] in SIZES]
+    beyond = [d for d in draws if d["kind"] in ("rotation", "shuffle_text") or d["n_used"] == 19]
+    mined = mined_rows([r["neuron"] for r in real], {})
+    neurons, _ = calibrate(as_table("scores", real), mined, nulls(as_table("nulls", beyond)), "response", science(), 20)
+    by_neuron = {r["neuron"]: r for r in neurons.to_pylist()}
+    for row in real:
+        found = by_neuron[row["neuron"]]
+        assert found["status"] == "ok"
+        assert (found["specific_p"] is None) == (row["n_used"] == 24)
+        assert found["paper_psi"] is not None
+        assert found["reason"] == (
+            "not calibrated: the pool has 20 patches with a vector, fewer than the 24 examples clustered"
+            if row["n_used"] == 24
+            else None
+        )
+
+
+def test_draws_of_permuted_coordinates_are_wanted_only_where_asked_for(rows: Any) -> None:
+    asked = science(calibrate={"B": B, "permute_dims": True}).calibrate
+    with pytest.raises(StoreError, match="0 of 50 permute_dims draws of 24"):
+        require_draws(as_table("nulls", rows[1]), asked, SIZES, N_POOL)
+    more = [d | {"kind": "permute_dims", "Q": None, "D": None} for d in rows[1] if d["kind"] == "rotation"]
+    require_draws(as_table("nulls", [*rows[1], *more]), asked, SIZES, N_POOL)

@@ -212,6 +212,16 @@ def test_a_space_gathers_what_a_layer_needs(standardise: bool, same_space: bool)
     np.testing.assert_allclose(data.pool_similarity(everywhere).numpy(), of_pool @ of_pool.T, atol=1e-5)
     np.testing.assert_allclose(data.gram_of(everywhere[None])[0].numpy(), of_pool @ of_pool.T, atol=1e-5)
 
+    others = cluster.with_vectors(data, iter(parts[::-1]), ids[[1, 2, 4, 5, 17]])
+    assert others.good.tolist() == [True, False, True, True, True]
+    expected = unit((half[[1, 4, 5, 17]] - centre) / scale)
+    np.testing.assert_allclose(others.geometry_of(others.rows(ids[[1, 4, 5, 17]])).numpy(), expected, atol=2e-5)
+    both = ids[[4]]
+    for of in (data, others):
+        assert of.geometry_of(of.rows(both)).equal(data.geometry_of(data.rows(both)))
+        assert of.text_of(of.rows(both)).equal(data.text_of(data.rows(both)))
+    assert len(others.pool) == len(others.pool_label) == 0
+
 
 def examples_of(neuron: int, rows: NDArray[np.int64], label: NDArray[np.int64], chosen: Science) -> Examples:
     """Examples whose patch is row i of the space and whose rank is their place."""

@@ -19,7 +19,7 @@ from polyray.kernels import cluster as kmeans
 from polyray.kernels import random
 from polyray.psi import draw as stage
 from polyray.psi.cluster import Scored, Space, label_permutations, score
-from polyray.psi.draw import draw, null_neurons, rotation_draws, shuffle_text
+from polyray.psi.draw import draw, null_neurons, permuted_draws, rotation_draws, shuffle_text
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -187,6 +187,50 @@ def test_rotation_draws_are_scores_of_random_directions() -> None:
     assert stats.ks_2samp(column(rows, "S"), wider).pvalue < 1e-6, "it depends on the dimension"
     joined = pa.concat_tables([rotation_draws(N, r, chosen, d) for r in (range(0, 20), range(20, n_draws))])
     assert joined.equals(rows)
+
+
+def test_permuted_draws_shuffle_each_vector_s_coordinates(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen, data = world
+    seen: list[NDArray[np.float32]] = []
+    known = stage.cluster.cluster
+
+    def watched(vectors: torch.Tensor, *rest: Any) -> Any:
+        seen.extend(vectors.numpy().copy())
+        return known(vectors, *rest)
+
+    monkeypatch.setattr(stage.cluster, "cluster", watched)
+    rows = permuted_draws(N, range(0, 40), LAYER, chosen, data)
+    pool = unit(data.geometry[data.pool])
+    ordered = {tuple(np.sort(v).round(4)): i for i, v in enumerate(pool)}
+    moved, together, members = [], [], []
+    for x, row in zip(seen, rows.to_pylist(), strict=True):
+        np.testing.assert_allclose(np.linalg.norm(x, axis=1), 1, atol=1e-6)
+        at = [ordered[tuple(np.sort(v.astype(np.float64)).round(4))] for v in x]
+        assert len(set(at)) == N, "distinct patches of the pool, their coordinates and no others"
+        members += at
+        place = np.argsort(np.argsort(x, 1), 1) - np.argsort(np.argsort(pool[at], 1), 1)
+        moved.append((place != 0).mean())
+        together.append((place == place[:1]).all(1).sum())
+        assert row["S"] == pytest.approx(max(silhouettes_of_kmeans(x)), abs=0.1)
+    assert np.mean(moved) == pytest.approx(1 - 1 / 12, abs=0.02)
+    assert max(together) == 1, "no two vectors are permuted alike"
+    assert set(members) == set(range(len(pool)))
+    assert {(r["kind"], r["n_used"], r["Q"], r["Q_z"], r["D"]) for r in rows.to_pylist()} == {
+        ("permute_dims", N, None, None, None)
+    }
+    assert rows["draw"].to_pylist() == list(range(40))
+    joined = [permuted_draws(N, r, LAYER, chosen, data) for r in (range(0, 5), range(5, 40))]
+    assert pa.concat_tables(joined).equals(rows)
+    other = column(permuted_draws(N, range(40), LAYER + 1, chosen, data), "S")
+    assert not np.isin(other, column(rows, "S")).any()
+    few = dataclasses.replace(data, pool=data.pool[:23], pool_label=data.pool_label[:23])
+    assert len(permuted_draws(N, range(5), LAYER, chosen, few)) == 0
+
+
+def silhouettes_of_kmeans(x: NDArray[np.floating]) -> list[float]:
+    """Mean silhouette at each k of scikit-learn's k-means."""
+    labels = [KMeans(k, n_init=4, random_state=0).fit_predict(x) for k in (2, 3, 4)]
+    return [float(silhouette_score(x, a)) for a in labels]
 
 
 def test_shuffle_text_takes_distinct_prompts_uniformly(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -330,6 +330,98 @@ def test_any_ties_any_ranges(n: int, n_values: int, bad: bool, positive_only: bo
         assert (row["reason"] is None) == (reason is None)
 
 
+def naive_band(
+    response: NDArray[np.float64], distinct: list[int], neuron: int, chosen: Science, positive_only: bool
+) -> list[int]:
+    """Images of a neuron's band, in order of hash, from NumPy's quantiles of the responses that count."""
+    x = np.float32(response)
+    counting = [e for e in distinct if np.isfinite(x[e]) and (x[e] > 0 or not positive_only)]
+    if not counting:
+        return []
+    low, high = np.quantile(x[counting].astype(np.float64), chosen.mine.band)
+    hashes = random.tie_hash(chosen.seed, random.layer_word("layer"), torch.tensor(neuron), torch.arange(len(x)))
+    inside = [e for e in counting if low <= x[e] <= high]
+    return sorted(inside, key=lambda e: int(hashes[e]))[: chosen.mine.K_keep]
+
+
+EDGES = st.sampled_from([0.0, 0.1, 0.25, 0.3, 0.5, 0.6, 0.75, 0.9, 1.0])
+
+
+@given(
+    n=st.integers(0, 60),
+    decimals=st.integers(0, 3),
+    positive_only=st.booleans(),
+    edges=st.tuples(EDGES, EDGES).filter(lambda b: b[0] < b[1]),
+    data=st.data(),
+)
+@settings(max_examples=80, deadline=None)
+def test_a_band_holds_the_images_between_two_quantiles(
+    n: int, decimals: int, positive_only: bool, edges: tuple[float, float], data: st.DataObject
+) -> None:
+    rng = np.random.default_rng(data.draw(st.integers(0, 10**6)))
+    # Ties, zeros of a rectifier, and a neuron with responses that are no numbers.
+    response = rng.normal(0.5, 1, (n, 4)).round(decimals)
+    response[:, 1] = response[:, 1].clip(0)
+    response[:, 2] = np.where(rng.random(n) < 0.1, np.nan, response[:, 2])
+    response[:, 3] = np.where(rng.random(n) < 0.7, 6.0, response[:, 3])
+    cuts = sorted(data.draw(st.lists(st.integers(0, n), max_size=4)))
+    ranges = [range(a, b) for a, b in zip([0, *cuts], [*cuts, n], strict=True)]
+    distinct = sorted(rng.choice(n, rng.integers(0, n + 1), replace=False).tolist()) if n else []
+    keep = int(rng.integers(5, 20))
+    chosen = science(
+        subject={"input_px": 8, "micro_batch": 8},
+        mine={"K": 5, "K_keep": keep, "k_min": 5, "band": list(edges)},
+    )
+    info = layer_info(width=4, positive_only=positive_only)
+    mined, histograms = fake_mine(response.astype(np.float32), ranges, chosen, info, distinct)
+    for c, row in enumerate(mined.to_pylist()):
+        expected = naive_band(response[:, c], distinct, c, chosen, positive_only)
+        assert row["example"] == expected
+        assert row["response"] == [float(np.float32(response[e, c])) for e in expected]
+        assert row["n_tied_at_cut"] is None
+        if row["status"] == "ok":
+            assert len(expected) >= 5
+        elif (row["reason"] or "").startswith("too few examples"):
+            assert row["reason"] == f"too few examples: {len(expected)} of at least 5"
+    top = chosen.model_copy(update={"mine": chosen.mine.model_copy(update={"band": None})})
+    assert histograms.equals(fake_mine(response.astype(np.float32), ranges, top, info, distinct)[1])
+    whole = fake_mine(response.astype(np.float32), [range(n)], chosen, info, distinct)[0]
+    assert whole.equals(mined), "how images are split into ranges changes nothing"
+
+
+def test_the_whole_band_of_a_large_set_is_a_uniform_sample() -> None:
+    """Of 40 images in the band of a neuron 12 are kept, each as often as another, and none from outside."""
+    n, n_neurons = 200, 200
+    chosen = science(
+        subject={"input_px": 8, "micro_batch": 64}, mine={"K": 12, "K_keep": 12, "k_min": 6, "band": [0.4, 0.6]}
+    )
+    response = np.tile(np.arange(n, dtype=np.float32)[:, None], (1, n_neurons))
+    ranges = [range(0, 77), range(77, n)]
+    mined, _ = fake_mine(response, ranges, chosen, layer_info(width=n_neurons), list(range(n)))
+    rows = mined.to_pylist()
+    assert all(len(set(r["example"])) == 12 and r["status"] == "ok" for r in rows)
+    times = np.bincount(np.concatenate([r["example"] for r in rows]), minlength=n)
+    inside = np.flatnonzero(times)
+    assert inside.tolist() == list(range(80, 120)), "the quantiles are 79.6 and 119.4"
+    times = times[inside]
+    statistic = ((times - times.mean()) ** 2 / times.mean()).sum() * (40 - 1) / (40 - 12)
+    assert 0.001 < stats.chi2(39).sf(statistic) < 0.999
+
+
+def test_zeros_of_a_rectifier_are_no_part_of_its_quantiles() -> None:
+    chosen = science(
+        subject={"input_px": 8, "micro_batch": 32}, mine={"K": 6, "K_keep": 20, "k_min": 6, "band": [0.5, 1]}
+    )
+    response = np.zeros((50, 3), dtype=np.float32)
+    response[:20, 0] = np.arange(1, 21)
+    response[:4, 1] = np.arange(1, 5)
+    mined, _ = fake_mine(response, [range(50)], chosen, layer_info(positive_only=True), list(range(50)))
+    some, few, none = mined.to_pylist()
+    assert sorted(some["response"]) == list(range(11, 21)), "the upper half of those above 0, not of all 50"
+    assert (few["status"], few["reason"]) == ("excluded", "too few examples: 2 of at least 6")
+    assert (none["reason"], none["example"]) == ("dead", [])
+
+
 class Colours(nn.Module):
     """Neurons: how red, how green, how blue every 2 × 2 pixels are."""
 

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
 from psi.samples import science
+from scipy import stats
 from sklearn.metrics import roc_auc_score
 from statsmodels.stats.multitest import multipletests
 
@@ -54,7 +55,8 @@ def tables() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
                 neurons.append(row | {"status": status, "reason": reason or "ValueError: odd"})
                 continue
             # No draws to compare with: scored, but without p.
-            known = {} if (layer, i) == (LAYERS[0], 7) else calibrated(rng, shift)
+            why = {"reason": "not calibrated: the pool has 3 patches with a vector"}
+            known = why if (layer, i) == (LAYERS[0], 7) else calibrated(rng, shift)
             neurons.append(row | {"status": "ok", "k": int(rng.integers(2, 5))} | known)
             for kind in NULL_KINDS:
                 beside.append({"layer": layer, "neuron": i, "kind": kind, "k": 2} | calibrated(rng, 0.0))
@@ -116,6 +118,28 @@ def test_alpha_decides_who_is_called(tables: Any) -> None:
             assert row["called"] == (None if (layer, row["neuron"]) not in q else q[layer, row["neuron"]] < 0.2)
 
 
+@pytest.mark.parametrize(("fdr", "method"), [("bh", "fdr_bh"), ("by", "fdr_by")])
+def test_fdr_decides_how_q_is_made(tables: Any, fdr: str, method: str) -> None:
+    neurons, beside = tables
+    q = naive_q(neurons, method)
+    chosen = science(calibrate={"fdr": fdr, "n_bootstrap": 10})
+    by_layer, rows = summarise(LAYERS, with_layer("neurons", neurons), with_layer("null_neurons", beside), chosen)
+    n_called = 0
+    for layer, table in by_layer.items():
+        for row in table.to_pylist():
+            expected = q.get((layer, row["neuron"]))
+            assert row["q"] == (None if expected is None else pytest.approx(expected, rel=1e-12))
+            assert row["called"] == (None if expected is None else expected < 0.05)
+            n_called += bool(row["called"])
+    n_ok = figure(rows, None, "n_ok")["value"]
+    assert figure(rows, None, "called_frac", preset="specific")["value"] == pytest.approx(n_called / n_ok)
+    assert naive_q(neurons, "fdr_by") != naive_q(neurons, "fdr_bh")
+
+
+def test_q_is_by_benjamini_hochberg_unless_asked_otherwise() -> None:
+    assert science().calibrate.fdr == "bh"
+
+
 @pytest.mark.parametrize("layer", [None, *LAYERS])
 def test_counts_add_up_and_say_why(tables: Any, summary: Any, layer: str | None) -> None:
     here = of_layer(tables[0], layer)
@@ -136,6 +160,8 @@ def test_counts_add_up_and_say_why(tables: Any, summary: Any, layer: str | None)
         if r["layer"] == layer and r["metric"].startswith("n_reason:")
     }
     assert told == reasons
+    row = figure(rows, layer, "n_not_calibrated", preset="specific")
+    assert (row["value"], row["n"]) == (layer in (None, LAYERS[0]), sum(r["status"] == "ok" for r in here))
 
 
 @pytest.mark.parametrize("layer", [None, *LAYERS])
@@ -228,8 +254,41 @@ def test_medians_and_shares(tables: Any, summary: Any) -> None:
                 assert figure(rows, layer, "median_z", preset=preset, score=c)["value"] == pytest.approx(median)
 
 
+@pytest.mark.parametrize("preset", PRESETS)
+def test_trends_over_depth(tables: Any, summary: Any, preset: str) -> None:
+    for name in ("log_psi", *COMPONENTS):
+        first, second, third = (ranked(of_layer(tables[0], x), preset, name) for x in LAYERS)
+        assert len(third) == 0
+        depth = np.r_[np.zeros(len(first)), np.ones(len(second))]
+        expected = stats.kendalltau(depth, np.r_[first, second].round(9), method="asymptotic")
+        row = figure(summary[1], None, "depth_tau", preset=preset, score=name)
+        assert (row["value"], row["n"]) == (pytest.approx(expected.statistic, abs=0.01), len(first) + len(second))
+        assert row["low"] < row["value"] < row["high"]
+        p = figure(summary[1], None, "depth_tau_p", preset=preset, score=name)
+        assert (p["value"], p["low"], p["n"]) == (pytest.approx(expected.pvalue, rel=0.1), None, row["n"])
+
+        row = figure(summary[1], "second", "step_median", preset=preset, score=name)
+        assert row["value"] == pytest.approx(np.median(second) - np.median(first))
+        assert row["low"] <= row["value"] <= row["high"]
+        test = stats.mannwhitneyu(second.round(9), first.round(9), alternative="greater", method="asymptotic")
+        p = figure(summary[1], "second", "step_p", preset=preset, score=name)
+        assert (p["value"], p["n"]) == (pytest.approx(test.pvalue, rel=0.1), row["n"])
+        assert p["value"] < 0.05, "the second layer's z were moved up by 0.9"
+        row = figure(summary[1], "third", "step_median", preset=preset, score=name)
+        assert (row["value"], row["low"], row["n"]) == (None, None, len(second))
+    assert not [r for r in summary[1].to_pylist() if r["layer"] == "first" and r["metric"].startswith("step")]
+
+
+def test_one_layer_has_no_trend(tables: Any) -> None:
+    only = [[r for r in rows if r["layer"] == "second"] for rows in tables]
+    quick = science(calibrate={"n_bootstrap": 10})
+    _, rows = summarise(["second"], with_layer("neurons", only[0]), with_layer("null_neurons", only[1]), quick)
+    assert not {m for m in rows["metric"].to_pylist() if m.startswith(("depth", "step"))}
+
+
 def test_every_figure_is_there_once(summary: Any) -> None:
     rows = summary[1].to_pylist()
+    assert "permute_dims" not in {r["null_kind"] for r in rows}, "for study, off by default"
     keys = [tuple(r[c] for c in ("layer", "metric", "preset", "null_kind", "score")) for r in rows]
     assert len(set(keys)) == len(keys)
     assert not any(isinstance(r["value"], float) and math.isnan(r["value"]) for r in rows)
@@ -243,6 +302,42 @@ def test_order_of_rows_and_bootstrap_seed_are_fixed(tables: Any, summary: Any) -
     _, rows = summarise(["second"], with_layer("neurons", only[0]), with_layer("null_neurons", only[1]), science())
     of_second = [r for r in summary[1].to_pylist() if r["layer"] == "second" and r["metric"] == "auroc"]
     assert [r for r in rows.to_pylist() if r["layer"] == "second" and r["metric"] == "auroc"] == of_second
+
+
+def test_median_z_against_permuted_coordinates(tables: Any) -> None:
+    rng = np.random.default_rng(5)
+    sizes = {"first": [24, 19], "second": [24], "third": []}
+    draws = [
+        {"layer": layer, "kind": kind, "n_used": n, "draw": i, "S": rng.normal(0.1 + 0.01 * n, 0.02)}
+        for layer, found in sizes.items()
+        for n in found
+        for kind in ("permute_dims", "pool")
+        for i in range(30)
+    ]
+    neurons = [
+        r | ({"S": rng.normal(0.3, 0.1), "n_used": sizes[r["layer"]][i % len(sizes[r["layer"]])]})
+        if r["status"] == "ok"
+        else r
+        for i, r in enumerate(tables[0])
+    ]
+    _, rows = summarise(
+        LAYERS,
+        with_layer("neurons", neurons),
+        with_layer("null_neurons", []),
+        science(calibrate={"n_bootstrap": 10}),
+        with_layer("nulls", draws),
+    )
+    z: dict[str | None, list[float]] = {"first": [], "second": []}
+    for r in neurons:
+        if r["status"] == "ok":
+            key = (r["layer"], r["n_used"], "permute_dims")
+            null = np.array([d["S"] for d in draws if (d["layer"], d["n_used"], d["kind"]) == key])
+            z[r["layer"]].append((r["S"] - null.mean()) / null.std())
+    z[None] = z["first"] + z["second"]
+    for layer, values in z.items():
+        row = figure(rows, layer, "median_z", null_kind="permute_dims", score="S")
+        assert (row["value"], row["n"]) == (pytest.approx(np.median(values)), len(values))
+    assert figure(rows, "third", "median_z", null_kind="permute_dims", score="S")["value"] is None
 
 
 P = ("specific_S_p", "specific_Q_p", "specific_D_p")

@@ -1,0 +1,110 @@
+"""The parts of a config that come in kinds: where images come from, and what encodes them.
+
+Place in the flow: a leaf under `config.py`, which puts the sections together and is what others import.
+"""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+class Section(BaseModel):
+    """One section of a config: frozen, no unknown keys, attribute docstrings are the field documentation."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class TinyImageNet(Section):
+    """Tiny-ImageNet in its original layout."""
+
+    kind: Literal["tiny_imagenet"]
+    path: str = "data/tiny-imagenet-200.zip"
+    """The unpacked folder or the zip file itself."""
+    split: Literal["val", "train"] = "val"
+    """Which split: 10,000 validation or 100,000 training images."""
+    download: bool = False
+    """Fetch the zip to `path` and check it when it is not there."""
+    limit: int | None = Field(None, ge=1)
+    """Only so many images, spread evenly over the sorted list; all by default."""
+
+
+class ImageFolder(Section):
+    """A folder of images with one sub-folder a class."""
+
+    kind: Literal["folder"]
+    path: str
+    """The folder; its sub-folders' names are the labels."""
+    limit: int | None = Field(None, ge=1)
+    """Only so many images, spread evenly over the sorted list; all by default."""
+
+
+class ImageTable(Section):
+    """A Parquet or Arrow table with image bytes and labels."""
+
+    kind: Literal["table"]
+    path: str
+    """A `.parquet`, `.arrow` or `.feather` file, or a folder of Parquet files."""
+    image_column: str = "image"
+    """Column with encoded image bytes (or a struct with a `bytes` field, as Hugging Face writes it)."""
+    label_column: str = "label"
+    """Column with the label, text or integer."""
+    limit: int | None = Field(None, ge=1)
+    """Only so many images, spread evenly over the rows; all by default."""
+
+
+class Generated(Section):
+    """Procedurally drawn textures and shapes, from a seed; needs no data at all."""
+
+    kind: Literal["generated"]
+    n_classes: int = Field(48, ge=2, le=48)
+    """How many of the drawn classes."""
+    n_per_class: int = Field(40, ge=1, le=10_000)
+    """Images drawn of each class."""
+    image_px: int = Field(96, ge=64, le=128)
+    """Side of the drawn images in pixels."""
+    seed: int = Field(0, ge=0)
+    """Seed of the drawing."""
+
+
+ProbeConfig = Annotated[TinyImageNet | ImageFolder | ImageTable | Generated, Field(discriminator="kind")]
+
+
+class OpenClip(Section):
+    """An open_clip model: one space for geometry and names. The reference encoder."""
+
+    same_space: ClassVar[bool] = True
+    standardise: ClassVar[bool] = False
+
+    kind: Literal["open_clip"]
+    model: str = "ViT-B-32-quickgelu"
+    """open_clip's model name; OpenAI's ViT-B/32 weights want the quickgelu variant."""
+    pretrained: str = "openai"
+    """A pretrained tag, a local weights file, or `none` for untrained weights (the run says so loudly)."""
+    template: str = "{}"
+    """How a prompt becomes a sentence, for instance `a photo of {}`."""
+    dtype: Dtype = "float32"
+    """Floating point of the encoder's forward pass."""
+    micro_batch: int = Field(64, ge=1, le=4096)
+    """Patches per forward pass, the last one padded."""
+
+
+class StandIn(Section):
+    """The encoder for machines that cannot reach CLIP's weights: classifier features and ConSE names."""
+
+    same_space: ClassVar[bool] = False
+    standardise: ClassVar[bool] = True
+
+    kind: Literal["standin"]
+    input_px: int = Field(128, ge=32, le=512)
+    """Side to which patches are resized before EfficientNet-Lite0 encodes them."""
+    top_classes: int = Field(10, ge=1, le=1000)
+    """How many of the classifier's top classes enter the ConSE mean."""
+    dtype: Dtype = "bfloat16"
+    """Floating point of the encoder's forward pass."""
+    micro_batch: int = Field(16, ge=1, le=4096)
+    """Patches per forward pass, the last one padded."""
+
+
+EncoderConfig = Annotated[OpenClip | StandIn, Field(discriminator="kind")]

@@ -1,0 +1,151 @@
+"""A scoring actor by hand: what it holds is bounded, and the bound changes no result."""
+
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from sweeps import LAYERS, WIDTHS
+
+from polyray.cluster import plan, work
+from polyray.cluster.plan import Sweep, stages, works
+from polyray.cluster.resolve import Resolved
+from polyray.cluster.work import WORKERS, ScoringWorker, Worker
+from polyray.psi import cluster
+from polyray.records import Receipt
+from polyray.store import Store
+
+UNIT = 4
+"""Neurons in a unit here, so that the tiny sweep's layers have two or three."""
+
+
+def do(worker: Worker, store: Store, *stages: str) -> None:
+    """All units of these stages, one after the other."""
+    for stage in stages:
+        for unit in works(stage, worker.sweep.shape, store):
+            (result,) = worker.run([unit])
+            assert isinstance(result, Receipt), result
+            store.commit(result)
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """The tiny sweep up to embed."""
+
+    sweep: Sweep
+    out: Path
+
+    def copy(self, out: Path, scoring_vectors_gb: float = 0.5) -> Sweep:
+        """The same elsewhere, to be gone on with under another bound."""
+        shutil.copytree(self.out, out)
+        config = self.sweep.config
+        execution = config.execution.model_copy(update={"scoring_vectors_gb": scoring_vectors_gb})
+        return replace(self.sweep, config=config.model_copy(update={"execution": execution}), out=str(out))
+
+
+@pytest.fixture(scope="module")
+def embedded(resolved: Resolved, tmp_path_factory: pytest.TempPathFactory) -> Embedded:
+    out = tmp_path_factory.mktemp("embedded") / "out"
+    store = Store(out)
+    store.create_or_resume(resolved.identity, resolved.provenance, resolved.sweep.config.model_dump(mode="json"))
+    sweep = replace(resolved.sweep, out=str(out))
+    for kind in ("subject", "encoder"):
+        do(WORKERS[kind](sweep), store, *(stage for stage, of in stages(sweep.science).items() if of == kind))
+    return Embedded(sweep, out)
+
+
+@pytest.fixture
+def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (plan, work):
+        monkeypatch.setattr(module, "CLUSTER_NEURONS", UNIT)
+
+
+class Watched(ScoringWorker):
+    """Remembers the blocks that it held."""
+
+    def __init__(self, sweep: Sweep) -> None:
+        super().__init__(sweep)
+        self.blocks: list[tuple[str, int]] = []
+        self.most_bytes = 0
+
+    def block(self, unit: plan.Work) -> work._Block:
+        found = super().block(unit)
+        if (found.layer, found.start) not in self.blocks[-1:]:
+            self.blocks.append((found.layer, found.start))
+        held = [v.nbytes for v in (found.data.geometry, found.data.text) if v is not None]
+        self.most_bytes = max(self.most_bytes, sum(held))
+        return found
+
+
+def test_the_bound_on_vectors_changes_no_result(embedded: Embedded, small_units: None, tmp_path: Path) -> None:
+    vector_bytes = 2 * (1280 + 384)
+    two_units = 2 * UNIT * embedded.sweep.science.mine.K_keep * vector_bytes
+    found = {}
+    for name, bound_gb, width in (
+        ("whole layers", 0.5, 100),
+        ("two units", two_units / 2**30, 2 * UNIT),
+        ("one unit", 1e-9, UNIT),
+    ):
+        sweep = embedded.copy(tmp_path / name, bound_gb)
+        worker, store = Watched(sweep), Store(tmp_path / name)
+        do(worker, store, "cluster", "draw", "calibrate", "summarise")
+        assert worker.blocks == [(x, start) for x in LAYERS for start in range(0, WIDTHS[x], width)]
+        assert 0 < worker.most_bytes <= max(bound_gb * 2**30, two_units / 2)
+        found[name] = store.digests()
+    assert found["whole layers"] == found["two units"] == found["one unit"]
+    assert found["one unit"]["neurons"]["n_rows"] == sum(WIDTHS.values())
+
+
+def test_units_in_any_order_give_the_same_rows(embedded: Embedded, small_units: None, tmp_path: Path) -> None:
+    digests = []
+    for name, step in (("forth", 1), ("back", -1)):
+        sweep = embedded.copy(tmp_path / name, 1e-9)
+        worker, store = Watched(sweep), Store(tmp_path / name)
+        for unit in works("cluster", sweep.shape, store)[::step]:
+            (result,) = worker.run([unit])
+            assert isinstance(result, Receipt), result
+            store.commit(result)
+        digests.append(store.digests())
+    assert digests[0] == digests[1]
+
+
+def test_draws_hold_no_vectors_of_neurons(embedded: Embedded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = embedded.copy(tmp_path / "out")
+    store = Store(tmp_path / "out")
+    do(ScoringWorker(sweep), store, "cluster")
+    monkeypatch.setattr(cluster, "with_vectors", None)
+    worker = Watched(sweep)
+    do(worker, store, "draw")
+    assert worker.blocks == []
+    layer = worker.layer(LAYERS[0])
+    assert len(layer.data.ids) <= sweep.science.embed.n_pool
+
+
+def test_neurons_beyond_an_empty_pool_are_ok_and_say_that_they_are_not_calibrated(
+    embedded: Embedded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = embedded.copy(tmp_path / "out")
+    worker, store = ScoringWorker(sweep), Store(tmp_path / "out")
+    read = worker.store.read
+    monkeypatch.setattr(
+        worker.store,
+        "read",
+        lambda table, *rest, **by: read(table, *rest, **by).slice(0, 0 if table == "pool" else None),
+    )
+    do(worker, store, "cluster", "draw", "calibrate", "summarise")
+    rows = store.read("neurons").to_pylist()
+    ok = [r for r in rows if r["status"] == "ok"]
+    assert len(ok) > 20
+    for row in ok:
+        assert row["specific_p"] is row["selective_p"] is None
+        assert row["paper_psi"] is not None
+        assert row["reason"] == (
+            f"not calibrated: the pool has 0 patches with a vector, fewer than the {row['n_used']} examples clustered"
+        )
+    figures = {r["metric"]: r["value"] for r in store.read("layer_summary").to_pylist() if r["layer"] is None}
+    assert figures["n_not_calibrated"] == figures["n_ok"] == len(ok)
+    assert figures["n_ok"] + figures["n_excluded"] + figures["n_failed"] == len(rows)
+    assert sum(v for m, v in figures.items() if m.startswith("n_reason:")) == len(rows) - len(ok)
+    assert {r["kind"] for r in store.read("null_neurons").to_pylist()} == {"rotation"}
+    directions = [r["S"] for r in store.read("null_neurons").to_pylist()]
+    assert max(directions) < 0.2, "random directions of as many dimensions as the vectors have"
