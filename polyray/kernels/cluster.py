@@ -256,13 +256,14 @@ def _lloyd(gram: Tensor, seeds: Tensor, runs: _Runs, n_distinct: Tensor, max_ite
     small = _fixed_point(centred.float(), (largest / unit).float(), _bits(n))
 
     reachable = runs.ks_of_runs(gram.device) <= n_distinct[:, None]  # [G, runs]
-    member, inertia = _iterate(small, _first_members(small, seeds, runs), runs, reachable, max_iter)
+    wanted = runs.per_column(reachable)
+    member, inertia = _iterate(small, _around_seeds(small, seeds, runs, wanted), runs, wanted, max_iter)
     best = inertia.view(n_sets, len(runs.ks), runs.n_init).argmin(2)
     one = _Runs(runs.ks, 1)
     run = best + torch.arange(len(runs.ks), device=gram.device) * runs.n_init
     column = torch.cat([run[:, :w] + c for w, c in zip(one.widths, runs.columns, strict=True)], dim=1)
     chosen = member.gather(1, column[:, :, None].expand(-1, -1, n)).double()
-    member, inertia = _iterate(centred, chosen, one, reachable[:, :: runs.n_init], max_iter)
+    member, inertia = _iterate(centred, chosen, one, one.per_column(reachable[:, :: runs.n_init]), max_iter)
     labels = torch.zeros_like(member[:, : one.n_runs])
     for j, block in enumerate(member.split(one.widths, dim=1)):
         labels[:, : one.widths[j]].add_(block, alpha=j)
@@ -274,22 +275,27 @@ def _bits(n: int) -> int:
     return math.ceil(math.log2(max(n, 2)))
 
 
-def _first_members(gram: Tensor, seeds: Tensor, runs: _Runs) -> Tensor:
-    """Memberships [G, columns, n] of the vectors that are the seeds, each a cluster of its own."""
+def _around_seeds(gram: Tensor, seeds: Tensor, runs: _Runs, wanted: Tensor) -> Tensor:
+    """Memberships [G, columns, n] of the clusters around the vectors that are the seeds."""
     n_sets, n, _ = gram.shape
-    row = torch.cat([seeds[:, None, :, j].expand(-1, w // runs.n_init, -1).flatten(1) for j, w in enumerate(runs.widths)], 1)
-    member = gram.new_zeros(n_sets, row.shape[1], n)
-    return member.scatter_(2, row[:, :, None], 1.0)
+    column = [seeds[:, None, :, j].expand(-1, w // runs.n_init, -1).flatten(1) for j, w in enumerate(runs.widths)]
+    at = torch.cat(column, dim=1)  # [G, columns]
+    norm = gram.diagonal(dim1=1, dim2=2)
+    rows = (at + n * torch.arange(n_sets, device=gram.device)[:, None]).flatten()
+    score = gram.reshape(-1, n).index_select(0, rows).view(n_sets, -1, n)
+    score.sub_(0.5 * norm.gather(1, at)[:, :, None])
+    _assign(score, torch.empty_like(score[:, : runs.n_runs]), norm, wanted, runs)
+    return score
 
 
-def _iterate(gram: Tensor, member: Tensor, runs: _Runs, reachable: Tensor, max_iter: int) -> tuple[Tensor, Tensor]:
+def _iterate(gram: Tensor, member: Tensor, runs: _Runs, wanted: Tensor, max_iter: int) -> tuple[Tensor, Tensor]:
     """Lloyd iterations in the Gram matrix's precision; sets of which no vector moves any more drop out.
 
     Args:
         gram: fixed-point Gram matrices [G, n, n], entries at most 1.
         member: 1 where a vector is in a cluster, else 0, [G, columns, n].
         runs: what the columns are.
-        reachable: whether the set has enough distinct vectors for the run's k, [G, runs].
+        wanted: whether the set has enough distinct vectors for the k of the column's run, [G, columns].
         max_iter: most iterations.
 
     Returns:
@@ -297,7 +303,6 @@ def _iterate(gram: Tensor, member: Tensor, runs: _Runs, reachable: Tensor, max_i
     """
     n_sets, _, n = member.shape
     norm = gram.diagonal(dim1=1, dim2=2).contiguous()
-    wanted = runs.per_column(reachable)
     final = torch.empty_like(member)
     inertia = torch.empty(n_sets, runs.n_runs, dtype=torch.float64, device=gram.device)
     active = torch.arange(n_sets, device=gram.device)
@@ -312,12 +317,8 @@ def _iterate(gram: Tensor, member: Tensor, runs: _Runs, reachable: Tensor, max_i
         half.masked_fill_(count == 0, torch.inf)
         # <x, c> − |c|² / 2: the larger, the nearer is centre c.
         score.mul_(share[:, :, None]).sub_(half[:, :, None])
-        _assign(score, best, runs)
+        count = _assign(score, best, norm, wanted, runs)
         member, old = score, member
-        count = member.sum(2)
-        odd = (count.sum(1) != n * runs.n_runs) | ((count == 0) & wanted).any(1)
-        if bool(odd.any()):
-            count = _repair(member, norm[:, None] - 2 * best, wanted, runs)
         still = torch.mul(old, member, out=product).sum((1, 2)) == n * runs.n_runs
         if iteration == max_iter - 1:
             still = torch.ones_like(still)
@@ -338,8 +339,12 @@ def _iterate(gram: Tensor, member: Tensor, runs: _Runs, reachable: Tensor, max_i
     return final, inertia
 
 
-def _assign(score: Tensor, best: Tensor, runs: _Runs) -> None:
-    """Puts the largest score of every run and vector into `best`; scores become memberships, 1 where they are it."""
+def _assign(score: Tensor, best: Tensor, norm: Tensor, wanted: Tensor, runs: _Runs) -> Tensor:
+    """Turns scores into memberships in place, and puts the largest score of every run and vector into `best`.
+
+    Returns:
+        Sizes of the clusters [G, columns].
+    """
     blocks = score.split(runs.widths, dim=1)
     best.copy_(blocks[0])
     for block in blocks[1:]:
@@ -347,6 +352,11 @@ def _assign(score: Tensor, best: Tensor, runs: _Runs) -> None:
         torch.maximum(part, block, out=part)
     for block in blocks:
         block.eq_(best[:, : block.shape[1]])
+    count = score.sum(2)
+    odd = (count.sum(1) != score.shape[2] * runs.n_runs) | ((count == 0) & wanted).any(1)
+    if bool(odd.any()):
+        count = _repair(score, norm[:, None] - 2 * best, wanted, runs)
+    return count
 
 
 def _repair(member: Tensor, residual: Tensor, wanted: Tensor, runs: _Runs) -> Tensor:
