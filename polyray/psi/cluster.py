@@ -20,8 +20,14 @@ from polyray.config import Science
 from polyray.kernels import cluster, random, scores, statistics
 from polyray.psi.mine import Images
 
-CHUNK = 16
-"""Neurons scored together: their Gram matrices and contingency tables are what memory goes to."""
+CHUNK = 64
+"""Neurons scored together; the kernels bound their own memory, so that this one bounds the vectors gathered."""
+N_PERMUTATIONS = 1000
+"""Label permutations behind the mean and standard deviation of Q, at most B.
+
+They have a relative error of 2 % in the standard deviation, and every neuron, null neuron and draw takes the same
+estimate, so that these stay exchangeable however rough it is: B may be 100,000 without as many permutations a draw.
+"""
 SHRINK = 0.8
 """Ratio between neighbouring sizes of example sets, see `n_used`."""
 N_PROTOTYPES = 4
@@ -171,6 +177,7 @@ class Scored(NamedTuple):
     Q_mean: Tensor
     Q_std: Tensor
     Q_p: Tensor
+    """Of Q among its label permutations (at most `N_PERMUTATIONS`); NaN where it was not asked for."""
     D_by_k: Tensor
     """Name distance at every k of k_range, NaN where that k is not possible."""
     D: Tensor
@@ -179,12 +186,20 @@ class Scored(NamedTuple):
 
 @lru_cache(maxsize=16)
 def label_permutations(seed: int, n: int, B: int) -> Tensor:
-    """The B label permutations that every set of n examples shares."""
+    """The B label permutations that every set of n examples shares; fewer are the first ones of more."""
     return random.permutations(seed, random.PERMUTE, n, B, n)
 
 
 def score(
-    gram: Tensor, text: Tensor, labels: Tensor, item: Tensor, layer: int, stream: int, science: Science, data: Space
+    gram: Tensor,
+    text: Tensor,
+    labels: Tensor,
+    item: Tensor,
+    layer: int,
+    stream: int,
+    science: Science,
+    data: Space,
+    with_p: bool = True,
 ) -> Scored:
     """S, Q and D of sets of examples: one path for neurons, null neurons and null draws.
 
@@ -197,13 +212,18 @@ def score(
         stream: `random.KMEANS_*`.
         science: the sweep's settings.
         data: for the vocabulary.
+        with_p: whether Q's p-value from the label permutations is wanted, which null draws do not need.
     """
     c = science.cluster
     result = cluster.cluster_gram(gram, c.k_range, c.n_init, c.max_iter, science.seed, item, stream, layer)
     Q = scores.nmi(result.labels, labels)
-    permutations = label_permutations(science.seed, gram.shape[1], science.calibrate.B)
-    null = scores.permuted_nmi(result.labels, labels, permutations)
-    Q_mean, Q_std = statistics.moments(null)
+    permutations = label_permutations(science.seed, gram.shape[1], min(science.calibrate.B, N_PERMUTATIONS))
+    Q_p = torch.full_like(Q, torch.nan)
+    if with_p:
+        null = scores.permuted_nmi(result.labels, labels, permutations)
+        Q_p, (Q_mean, Q_std) = statistics.p_value(Q, null), statistics.moments(null)
+    else:
+        Q_mean, Q_std = scores.permuted_moments(result.labels, labels, permutations)
     by_k = []
     for i, k in enumerate(range(c.k_range[0], c.k_range[1] + 1)):
         name, _ = scores.name_clusters(text, result.labels_by_k[:, i], k, data.vocabulary)
@@ -212,7 +232,7 @@ def score(
     D_by_k = torch.stack(by_k, dim=1)
     at = (result.k - c.k_range[0]).clamp(min=0)
     D = torch.where(result.k >= c.k_range[0], D_by_k.gather(1, at[:, None]).squeeze(1), 0.0)
-    return Scored(result, Q, Q_mean, Q_std, statistics.p_value(Q, null), D_by_k, D)
+    return Scored(result, Q, Q_mean, Q_std, Q_p, D_by_k, D)
 
 
 class Examples(NamedTuple):
