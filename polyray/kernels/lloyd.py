@@ -20,9 +20,8 @@ def fixed_point(x: Tensor, largest: Tensor, spare: int) -> Tensor:
     Nothing then depends on the order in which a library adds them up. The unit is 2^(spare − 53) (float32: 24) of the
     power of two above the set's largest entry.
     """
-    digits = 53 if x.dtype == torch.float64 else 24
     _, exponent = torch.frexp(largest)
-    # Adding and subtracting 1.5 · 2^(digits − 1) units drops everything below a unit.
+    # The last digit of a number as large as the carry is the unit: adding it drops everything below.
     carry = torch.ldexp(torch.full_like(largest, 1.5), exponent + (max(spare, 2) - 1)).to(x.dtype)[:, None, None]
     return x.add_(carry).sub_(carry)
 
@@ -93,8 +92,8 @@ def iterate(gram: Tensor, member: Tensor, runs: Runs, wanted: Tensor, max_iter: 
     for iteration in range(max_iter):
         share = count.clamp(min=1.0).reciprocal_()
         torch.bmm(member, gram, out=score)
-        half = torch.mul(member, score, out=product).sum(2).mul_(share).mul_(share).mul_(0.5)
-        half.masked_fill_(count == 0, torch.inf)
+        within = torch.mul(member, score, out=product).sum(2, dtype=torch.float64)  # in float64 this is exact as well
+        half = within.mul_(share).mul_(share).mul_(0.5).masked_fill_(count == 0, torch.inf).to(score.dtype)
         # <x, c> − |c|² / 2: the larger, the nearer is centre c.
         score.mul_(share[:, :, None]).sub_(half[:, :, None])
         count = _assign(score, best, norm, wanted, runs)
@@ -106,7 +105,7 @@ def iterate(gram: Tensor, member: Tensor, runs: Runs, wanted: Tensor, max_iter: 
         if len(done):
             where = active[done]
             final[where] = member[done]
-            inertia[where] = (norm.sum(1)[:, None] - 2 * best.sum(2))[done].double()
+            inertia[where] = (norm.double().sum(1)[:, None] - 2 * best.sum(2, dtype=torch.float64))[done]
             left = torch.nonzero(~still).flatten()
             n_left = len(left)
             if not n_left:
