@@ -23,10 +23,13 @@ from polyray.kernels.lloyd import Runs, around_seeds, fixed_point, iterate, spar
 
 N_CANDIDATES = 4
 """Candidates per k-means++ step, at most four (the words of one Philox call); scikit-learn tries 2 + log k."""
-CHUNK_BYTES = 48 << 20
-"""Working memory in bytes: so many sets are clustered at a time that it suffices (at least one)."""
-GRAM_BYTES = 8 << 20
-"""The same for the float64 copies of vectors."""
+CHUNK_BYTES = 56 << 20
+"""Working memory of `cluster_gram` in bytes beside its result: so many sets are clustered at a time (at least one).
+
+With the default settings these are 70 sets of 100; fewer at a time would cost more in calls than caches would save.
+"""
+GRAM_BYTES = 4 << 20
+"""Working memory of `gram` in bytes beside its result (at least one set's)."""
 _FAR = 1e300
 """Stands for an infinite distance where 0 times it must be 0."""
 
@@ -58,6 +61,7 @@ def gram(vectors: Float[Tensor, "G n d"]) -> Float64[Tensor, "G n n"]:
     for part in _parts(n_sets, GRAM_BYTES // (8 * n * d + 1)):
         x = vectors[part].double()
         torch.bmm(x, x.transpose(1, 2), out=out[part])
+        del x  # before the next one is made
     return out
 
 
@@ -128,9 +132,13 @@ def cluster_gram(
 
 
 def bytes_per_set(n: int, k_range: tuple[int, int], n_init: int) -> int:
-    """Working memory of one set: five n × n matrices in float64, and four of memberships in float32."""
+    """Working memory of one set.
+
+    Five n × n matrices in float64; as many as seven of memberships in float32, a column for every cluster of every
+    run; and eight in float64, a column for every cluster of one run of each k.
+    """
     n_columns = n_init * sum(range(k_range[0], k_range[1] + 1))
-    return 8 * 5 * n * n + 4 * 4 * n * n_columns + 8 * 8 * n * (k_range[1] - k_range[0] + 1) * k_range[1]
+    return 8 * 5 * n * n + 4 * 7 * n * n_columns + 8 * 8 * n * (k_range[1] - k_range[0] + 1) * k_range[1]
 
 
 def _cluster_chunk(

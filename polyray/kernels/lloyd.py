@@ -61,7 +61,7 @@ def around_seeds(gram: Tensor, seeds: Tensor, runs: Runs, wanted: Tensor) -> Ten
     at = torch.cat(column, dim=1)  # [G, columns]
     norm = gram.diagonal(dim1=1, dim2=2)
     rows = (at + n * torch.arange(n_sets, device=gram.device)[:, None]).flatten()
-    score = gram.reshape(-1, n).index_select(0, rows).view(n_sets, -1, n)
+    score = gram.reshape(-1, n).index_select(0, rows).view(n_sets, at.shape[1], n)
     score.sub_(0.5 * norm.gather(1, at)[:, :, None])
     _assign(score, torch.empty_like(score[:, : runs.n_runs]), norm, wanted, runs)
     return score

@@ -14,11 +14,11 @@ from torch import Tensor
 from polyray.kernels import statistics
 
 CHUNK_BYTES = 16 << 20
-"""Working memory in bytes of `permuted_nmi` beside its result and its table, and of `permuted_moments`' values."""
+"""Working memory in bytes of `permuted_nmi` beside its result and its table, and once more of `permuted_moments`."""
 TABLE_BYTES = 64 << 20
 """Most bytes of prefix tables that are kept; of larger ones a part is made at a time."""
-_CELL_BYTES = 16
-"""Bytes in flight for a cell of one permutation: counts, index and c log c."""
+_CELL_BYTES, _DRAW_BYTES = 16, 80
+"""Bytes in flight for a cell of one permutation (counts, index and c log c), and for the permutation's NMI."""
 NAME_ROWS = 16
 """Clusters that are compared with the vocabulary at a time, always as many: a product of another shape would round
 otherwise. The working memory of `name_clusters` is so many cosines with every prompt, beside its result."""
@@ -109,7 +109,7 @@ def permuted_nmi(
         for rows in _row_chunks(counts, width):
             n_c, n_y = (max(row[side] for row in counts[rows]) for side in (0, 1))
             at = edges[0][rows, : n_c + 1, None] * (n + 1) + edges[1][rows, None, : n_y + 1]
-            step = max(1, min(width, CHUNK_BYTES // (at.numel() * _CELL_BYTES)))
+            step = max(1, min(width, CHUNK_BYTES // (at.numel() * _CELL_BYTES + len(at) * _DRAW_BYTES)))
             for first in range(0, width, step):
                 part = prefix[:, first : first + step]
                 below = part.index_select(0, at.flatten()).view(*at.shape, part.shape[1])
@@ -128,7 +128,7 @@ def _row_chunks(counts: list[list[int]], n_draws: int) -> Iterator[slice]:
         stop, n_c, n_y = start, 0, 0
         while stop < len(counts):
             n_c, n_y = max(n_c, counts[stop][0]), max(n_y, counts[stop][1])
-            needed = (stop + 1 - start) * (n_c + 1) * (n_y + 1) * n_draws * _CELL_BYTES
+            needed = (stop + 1 - start) * n_draws * ((n_c + 1) * (n_y + 1) * _CELL_BYTES + _DRAW_BYTES)
             if needed > CHUNK_BYTES and stop > start:
                 break
             stop += 1
@@ -174,10 +174,10 @@ def permuted_moments(
     """Mean and standard deviation (denominator B) of `permuted_nmi` over the permutations.
 
     Returns:
-        Two float64 [G] with bits that depend on the row alone; NaN where there are no permutations. No more than
-        `CHUNK_BYTES` of values are held at a time, or one row's.
+        Two float64 [G] with bits that depend on the row alone; NaN where there are no permutations. `CHUNK_BYTES`
+        more than for `permuted_nmi` suffice, or five times one row's values.
     """
-    width = max(1, CHUNK_BYTES // (8 * max(1, len(permutations))))
+    width = max(1, CHUNK_BYTES // (5 * 8 * max(1, len(permutations))))
     parts = [
         statistics.moments(permuted_nmi(clusters[g : g + width], labels[g : g + width], permutations))
         for g in range(0, max(len(clusters), 1), width)
@@ -203,9 +203,13 @@ def name_clusters(
         top: how many prompts, at most V.
 
     Returns:
-        Indices into the vocabulary and their cosines, nearest first; −1 and NaN for an empty cluster. Of equal
-        prompts the first wins.
+        Indices into the vocabulary and their cosines, nearest first; −1 and NaN for an empty cluster, and for every
+        cluster where there are no prompts. Of equal prompts the first wins. A cluster whose vectors add up to 0 is at
+        cosine 0 from all of them.
     """
+    if not len(vocabulary):
+        shape = (len(text), n_clusters, top)
+        return labels.new_full(shape, -1).long(), text.new_full(shape, torch.nan)
     member = (labels[:, None, :] == torch.arange(n_clusters, device=labels.device)[None, :, None]).to(text.dtype)
     mean = torch.nn.functional.normalize(member @ text, dim=-1).flatten(0, 1)  # [G · c, t]
     prompts = vocabulary.to(text.dtype).T
@@ -238,6 +242,8 @@ def name_distance(index: Int64[Tensor, "G k"], similarity: Float[Tensor, "V V"])
     Returns:
         0 to 2; 0 where two clusters of the same name are all there is, or fewer than two names.
     """
+    if not len(similarity):
+        return torch.zeros(len(index), dtype=torch.float64, device=index.device)
     named = index >= 0
     safe = index.clamp(min=0)
     distance = 1.0 - similarity[safe[:, :, None], safe[:, None, :]].double()

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from kernels.memory import peak_bytes
 from sklearn.metrics import normalized_mutual_info_score
 
 from polyray.kernels import scores
@@ -126,6 +127,20 @@ def test_permuted_nmi_does_not_depend_on_batch_or_chunks(monkeypatch: pytest.Mon
     assert all(torch.equal(a, m) for a, m in zip(chunked, moments, strict=True))
 
 
+@pytest.mark.parametrize(("n_clusters", "n_classes"), [(1, 1), (6, 20), (6, 200), (40, 40)])
+def test_memory_stays_within_its_bounds(n_clusters: int, n_classes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(13)
+    clusters = torch.from_numpy(rng.integers(0, n_clusters, (60, 100)))
+    labels = torch.from_numpy(rng.integers(0, n_classes, (60, 100)))
+    permutations = torch.from_numpy(shuffles(rng, 100, 400))
+    monkeypatch.setattr(scores, "CHUNK_BYTES", 1 << 20)
+    monkeypatch.setattr(scores, "TABLE_BYTES", 3 << 20)
+    small = 60 * 100 * 8 * 12  # class sizes and what they are found with
+    bound = (1 << 20) + (3 << 20) + small
+    assert peak_bytes(lambda: permuted_nmi(clusters, labels, permutations)) < bound + 60 * 400 * 8
+    assert peak_bytes(lambda: permuted_moments(clusters, labels, permutations)) < bound + (1 << 20)
+
+
 def test_permutations_changed_in_place_are_not_taken_for_the_old_ones() -> None:
     rng = np.random.default_rng(12)
     clusters, labels = torch.from_numpy(rng.integers(0, 3, (1, 20))), torch.from_numpy(rng.integers(0, 4, (1, 20)))
@@ -210,16 +225,30 @@ def test_negative_labels_belong_to_no_cluster_and_the_first_of_equal_prompts_win
     assert cosine[0, 2].isnan().all()
 
 
-def test_names_do_not_depend_on_the_batch() -> None:
+@pytest.mark.parametrize("top", [1, 4])
+@pytest.mark.parametrize(("G", "t", "V"), [(25, 8, 30), (9, 512, 203)])
+def test_names_do_not_depend_on_the_batch(G: int, t: int, V: int, top: int) -> None:
     rng = np.random.default_rng(7)
-    text = torch.from_numpy(unit(rng.standard_normal((5, 20, 8))))
-    vocabulary = torch.from_numpy(unit(rng.standard_normal((30, 8))))
-    labels = torch.from_numpy(rng.integers(0, 3, (5, 20)))
-    index, cosine = name_clusters(text, labels, 3, vocabulary, 4)
-    for g in range(5):
-        alone, alone_cosine = name_clusters(text[g : g + 1], labels[g : g + 1], 3, vocabulary, 4)
+    text = torch.from_numpy(unit(rng.standard_normal((G, 20, t))).astype(np.float32))
+    vocabulary = torch.from_numpy(unit(rng.standard_normal((V, t))).astype(np.float32))
+    labels = torch.from_numpy(rng.integers(0, 3, (G, 20)))
+    index, cosine = name_clusters(text, labels, 3, vocabulary, top)
+    for g in range(G):
+        alone, alone_cosine = name_clusters(text[g : g + 1], labels[g : g + 1], 3, vocabulary, top)
         assert torch.equal(alone[0], index[g])
-        torch.testing.assert_close(alone_cosine[0], cosine[g], atol=1e-12, rtol=0)
+        assert torch.equal(alone_cosine[0], cosine[g])
+
+
+def test_names_without_prompts_or_sets_or_direction() -> None:
+    text, labels = torch.ones(2, 5, 3), torch.zeros(2, 5, dtype=torch.int64)
+    index, cosine = name_clusters(text, labels, 2, torch.zeros(0, 3))
+    assert index.tolist() == [[[-1], [-1]]] * 2
+    assert cosine.isnan().all()
+    assert name_distance(index.squeeze(-1), torch.zeros(0, 0)).tolist() == [0.0, 0.0]
+    assert [x.shape for x in name_clusters(text[:0], labels[:0], 2, torch.ones(4, 3))] == [(0, 2, 1)] * 2
+    index, cosine = name_clusters(0 * text, labels, 1, torch.ones(4, 3))
+    assert index.tolist() == [[[0]]] * 2
+    assert cosine.tolist() == [[[0.0]]] * 2
 
 
 @pytest.mark.parametrize(("G", "k", "V", "t"), [(2, 3, 5, 4), (6, 6, 6, 6), (20, 5, 40, 7)])
