@@ -133,8 +133,11 @@ def _assign(score: Tensor, best: Tensor, norm: Tensor, wanted: Tensor, runs: Run
         block.eq_(best[:, : block.shape[1]])
     count = score.sum(2)
     odd = (count.sum(1) != score.shape[2] * runs.n_runs) | ((count == 0) & wanted).any(1)
-    if bool(odd.any()):
-        count = _repair(score, norm[:, None] - 2 * best, wanted, runs)
+    where = torch.nonzero(odd).flatten()
+    if len(where):  # a set in a hundred
+        member = score[where]
+        count[where] = _repair(member, norm[where, None] - 2 * best[where], wanted[where], runs)
+        score[where] = member
     return count
 
 
@@ -157,6 +160,8 @@ def _repair(member: Tensor, residual: Tensor, wanted: Tensor, runs: Runs) -> Ten
     for _ in blocks:
         count = member.sum(2)
         empty = (count == 0) & wanted
+        if not bool(empty.any()):
+            break
         which = torch.full(residual.shape[:2], -1, device=member.device)
         company = torch.zeros_like(residual)
         for j in reversed(range(len(blocks))):
