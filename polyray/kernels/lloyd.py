@@ -85,6 +85,9 @@ def iterate(gram: Tensor, member: Tensor, runs: Runs, wanted: Tensor, max_iter: 
     final = torch.empty_like(member)
     inertia = torch.empty(n_sets, runs.n_runs, dtype=torch.float64, device=gram.device)
     active = torch.arange(n_sets, device=gram.device)
+    # float64 holds sums of products exactly as well. The CPU adds a row up in the same order in every batch, so that
+    # it can do without; a GPU does not.
+    precise = torch.float64 if gram.is_cuda else gram.dtype
     # Fresh memory costs more than the arithmetic on it: the large tensors take turns.
     score, product, spare = torch.empty_like(member), torch.empty_like(member), torch.empty_like(gram)
     best = torch.empty_like(member[:, : runs.n_runs])
@@ -92,7 +95,7 @@ def iterate(gram: Tensor, member: Tensor, runs: Runs, wanted: Tensor, max_iter: 
     for iteration in range(max_iter):
         share = count.clamp(min=1.0).reciprocal_()
         torch.bmm(member, gram, out=score)
-        within = torch.mul(member, score, out=product).sum(2, dtype=torch.float64)  # in float64 this is exact as well
+        within = torch.mul(member, score, out=product).sum(2, dtype=precise)
         half = within.mul_(share).mul_(share).mul_(0.5).masked_fill_(count == 0, torch.inf).to(score.dtype)
         # <x, c> − |c|² / 2: the larger, the nearer is centre c.
         score.mul_(share[:, :, None]).sub_(half[:, :, None])
@@ -105,7 +108,7 @@ def iterate(gram: Tensor, member: Tensor, runs: Runs, wanted: Tensor, max_iter: 
         if len(done):
             where = active[done]
             final[where] = member[done]
-            inertia[where] = (norm.double().sum(1)[:, None] - 2 * best.sum(2, dtype=torch.float64))[done]
+            inertia[where] = norm[done].double().sum(1)[:, None] - 2 * best[done].sum(2, dtype=torch.float64)
             left = torch.nonzero(~still).flatten()
             n_left = len(left)
             if not n_left:
