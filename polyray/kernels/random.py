@@ -9,6 +9,7 @@ Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3" (Philo
 
 import hashlib
 import math
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float64, Int64
@@ -43,12 +44,20 @@ def philox(counter: Int64[Tensor, "*n 4"], key: Int64[Tensor, "*k 2"]) -> Int64[
     """
     c0, c1, c2, c3 = counter.unbind(-1)
     k0, k1 = key.unbind(-1)
+    return torch.stack(torch.broadcast_tensors(*_rounds(c0, c1, c2, c3, k0, k1)), dim=-1)
+
+
+_Key = TypeVar("_Key", int, Tensor)
+
+
+def _rounds(c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor, k0: _Key, k1: _Key) -> tuple[Tensor, ...]:
+    """The ten rounds, on words apart."""
     for _ in range(10):
         # int64 products wrap, which keeps the low 64 bits exact: both halves are right.
         p0, p1 = c0 * _M0, c2 * _M1
         c0, c1, c2, c3 = (p1 >> 32 & _MASK) ^ c1 ^ k0, p1 & _MASK, (p0 >> 32 & _MASK) ^ c3 ^ k1, p0 & _MASK
         k0, k1 = (k0 + _W0) & _MASK, (k1 + _W1) & _MASK
-    return torch.stack(torch.broadcast_tensors(c0, c1, c2, c3), dim=-1)
+    return c0, c1, c2, c3
 
 
 def _words(seed: int, stream: int, words: tuple[int | Tensor, ...]) -> Int64[Tensor, "*n 4"]:
@@ -57,8 +66,8 @@ def _words(seed: int, stream: int, words: tuple[int | Tensor, ...]) -> Int64[Ten
     device = next((w.device for w in words if isinstance(w, Tensor)), torch.device("cpu"))
     padded = [*words, *[0] * (4 - len(words))]
     tensors = torch.broadcast_tensors(*(torch.as_tensor(w, dtype=torch.int64, device=device) for w in padded))
-    key = torch.tensor([seed & _MASK, stream & _MASK], dtype=torch.int64, device=device)
-    return philox(torch.stack([t & _MASK for t in tensors], dim=-1), key)
+    c0, c1, c2, c3 = (t & _MASK for t in tensors)
+    return torch.stack(_rounds(c0, c1, c2, c3, seed & _MASK, stream & _MASK), dim=-1)
 
 
 def bits(seed: int, stream: int, *words: int | Tensor) -> Int64[Tensor, "*n"]:
@@ -70,6 +79,11 @@ def uniform(seed: int, stream: int, *words: int | Tensor) -> Float64[Tensor, "*n
     """Uniform on the open interval (0, 1) with 52 random bits, one for each combination of counter words."""
     w = _words(seed, stream, words)
     return (((w[..., 0] << 20) | (w[..., 1] >> 12)).double() + 0.5) * 2.0**-52
+
+
+def uniform4(seed: int, stream: int, *words: int | Tensor) -> Float64[Tensor, "*n 4"]:
+    """Four uniforms on the open interval (0, 1) with 32 random bits each, for each combination of counter words."""
+    return (_words(seed, stream, words).double() + 0.5) * 2.0**-32
 
 
 def normal(seed: int, stream: int, *words: int | Tensor) -> Float64[Tensor, "*n"]:

@@ -30,10 +30,31 @@ def z_score(raw: Float[Tensor, "*n"], mean: Float[Tensor, "*n"], std: Float[Tens
     return torch.where(std < CONSTANT_STD, 0.0, (raw - mean) / std.clamp(min=CONSTANT_STD))
 
 
+def total(x: Float[Tensor, "*g n"]) -> Float[Tensor, "*g"]:
+    """Sum over the last axis, 0 where it is empty, by adding the second half to the first.
+
+    These are elementwise additions in an order of their own, so that a row's bits depend on the row alone; those of
+    torch.sum depend on the shape of the batch and on the device.
+    """
+    if x.shape[-1] == 0:
+        return x.new_zeros(x.shape[:-1])
+    while (n := x.shape[-1]) > 1:
+        half = (n + 1) // 2
+        first = x[..., :half].clone()
+        first[..., : n - half] += x[..., half:]
+        x = first
+    return x[..., 0]
+
+
 def moments(null: Float[Tensor, "*g B"]) -> tuple[Float64[Tensor, "*g"], Float64[Tensor, "*g"]]:
-    """Mean and standard deviation (denominator B) over the last axis; NaN where B is 0."""
+    """Mean and standard deviation (denominator B) over the last axis, with bits that depend on the row alone.
+
+    NaN where B is 0 and where a draw is NaN.
+    """
     null = null.double()
-    return null.mean(-1), null.std(-1, correction=0)
+    n_draws = null.shape[-1]
+    mean = total(null) / n_draws
+    return mean, (total((null - mean[..., None]).square()) / n_draws).sqrt()
 
 
 def p_value(raw: Float[Tensor, " G"], null: Float[Tensor, " B"] | Float[Tensor, "G B"]) -> Float64[Tensor, " G"]:
@@ -55,7 +76,7 @@ def p_value(raw: Float[Tensor, " G"], null: Float[Tensor, " B"] | Float[Tensor, 
         reached = n_draws - torch.searchsorted(ordered, raw - TIE, side="left")
     else:
         reached = (null >= (raw - TIE)[:, None]).sum(-1)
-    constant = null.std(-1, correction=0) < CONSTANT_STD
+    constant = moments(null)[1] < CONSTANT_STD
     p = torch.where(constant, 1.0, (1.0 + reached.double()) / (n_draws + 1.0))
     return torch.where(torch.isnan(raw), torch.nan, p)
 

@@ -20,8 +20,14 @@ from polyray.config import Science
 from polyray.kernels import cluster, random, scores, statistics
 from polyray.psi.mine import Images
 
-CHUNK = 16
-"""Neurons scored together: their Gram matrices and contingency tables are what memory goes to."""
+CHUNK = 64
+"""Neurons scored together; the kernels bound their own memory, so that this one bounds the vectors gathered."""
+N_PERMUTATIONS = 1000
+"""Label permutations behind the mean and standard deviation of Q, at most B.
+
+They have a relative error of 2 % in the standard deviation, and every neuron, null neuron and draw takes the same
+estimate, so that these stay exchangeable however rough it is: B may be 100,000 without as many permutations a draw.
+"""
 SHRINK = 0.8
 """Ratio between neighbouring sizes of example sets, see `n_used`."""
 GRAM_POOL = 6000
@@ -212,6 +218,7 @@ class Scored(NamedTuple):
     Q_mean: Tensor
     Q_std: Tensor
     Q_p: Tensor
+    """Of Q among its label permutations (at most `N_PERMUTATIONS`); NaN where it was not asked for."""
     two_means: Tensor
     """1 − cosine between the centres of two clusters; NaN where two are not possible."""
     D: Tensor
@@ -220,12 +227,20 @@ class Scored(NamedTuple):
 
 @lru_cache(maxsize=16)
 def label_permutations(seed: int, n: int, B: int) -> Tensor:
-    """The B label permutations that every set of n examples shares."""
+    """The B label permutations that every set of n examples shares; fewer are the first ones of more."""
     return random.permutations(seed, random.PERMUTE, n, B, n)
 
 
 def score(
-    gram: Tensor, text: Tensor, labels: Tensor, item: Tensor, layer: int, stream: int, science: Science, data: Space
+    gram: Tensor,
+    text: Tensor,
+    labels: Tensor,
+    item: Tensor,
+    layer: int,
+    stream: int,
+    science: Science,
+    data: Space,
+    with_p: bool = True,
 ) -> Scored:
     """S, Q and D of sets of examples: one path for neurons, null neurons and null draws.
 
@@ -238,16 +253,21 @@ def score(
         stream: `random.KMEANS_*`.
         science: the sweep's settings.
         data: for the vocabulary.
+        with_p: whether Q's p-value from the label permutations is wanted, which null draws do not need.
     """
     c = science.cluster
     result = cluster.cluster_gram(gram, c.k_range, c.n_init, c.max_iter, science.seed, item, stream, layer)
     Q = scores.nmi(result.labels, labels)
-    permutations = label_permutations(science.seed, gram.shape[1], science.calibrate.B)
-    null = scores.permuted_nmi(result.labels, labels, permutations)
-    Q_mean, Q_std = statistics.moments(null)
+    permutations = label_permutations(science.seed, gram.shape[1], min(science.calibrate.B, N_PERMUTATIONS))
+    Q_p = torch.full_like(Q, torch.nan)
+    if with_p:
+        null = scores.permuted_nmi(result.labels, labels, permutations)
+        Q_p, (Q_mean, Q_std) = statistics.p_value(Q, null), statistics.moments(null)
+    else:
+        Q_mean, Q_std = scores.permuted_moments(result.labels, labels, permutations)
     name, _ = scores.name_clusters(text, result.labels, c.k_range[1], data.vocabulary)
     D = scores.name_distance(name.squeeze(-1), data.similarity)
-    return Scored(result, Q, Q_mean, Q_std, statistics.p_value(Q, null), _two_means(gram, result, science), D)
+    return Scored(result, Q, Q_mean, Q_std, Q_p, _two_means(gram, result, science), D)
 
 
 def _two_means(gram: Tensor, result: cluster.Clustering, science: Science) -> Tensor:

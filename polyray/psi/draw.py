@@ -79,7 +79,7 @@ def draw(kind: str, n: int, draws: range, layer: int, science: Science, data: Sp
         at = choose(data, n, items, science.seed, stream, layer)
         gram = data.gram_of(at)
         labels = torch.from_numpy(data.pool_label)[at]
-        r = score(gram, data.pool_text[at], labels, items, layer, random.KMEANS_DRAW[kind], science, data)
+        r = score(gram, data.pool_text[at], labels, items, layer, random.KMEANS_DRAW[kind], science, data, with_p=False)
         z = statistics.z_score(r.Q, r.Q_mean, r.Q_std)
         tables.append(
             columns.table(

@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from kernels.memory import peak_bytes
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score, pairwise_distances, silhouette_score
 
-from polyray.kernels.cluster import cluster, cluster_gram, distances, gram, silhouette
+from polyray.kernels import cluster as kernel
+from polyray.kernels.cluster import bytes_per_set, cluster, cluster_gram, distances, gram, silhouette
 
 K_RANGE = (2, 6)
 
@@ -206,10 +208,9 @@ def test_vectors_and_their_gram_matrix_give_the_same() -> None:
 
 
 def same(a, b, rows_a: list[int], rows_b: list[int]) -> None:
-    for field in ("k", "labels", "labels_by_k"):
-        assert torch.equal(getattr(a, field)[rows_a], getattr(b, field)[rows_b]), field
-    for field in ("S", "S_by_k", "inertia_by_k"):
-        torch.testing.assert_close(getattr(a, field)[rows_a], getattr(b, field)[rows_b], atol=1e-12, rtol=1e-12)
+    """To the bit."""
+    for field, x, y in zip(a._fields, a, b, strict=True):
+        torch.testing.assert_close(x[rows_a], y[rows_b], atol=0, rtol=0, equal_nan=True, msg=field)
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
@@ -224,6 +225,32 @@ def test_an_item_is_clustered_the_same_in_every_batch(dtype: type) -> None:
     others = np.concatenate([embeddings(5, G=20, n=50).astype(dtype), x[[6, 2]]])
     same(run(others, item=[*range(1000, 1020), 4, 77]), whole, [20, 21], [6, 2])
     same(run(x, item=item), whole, list(range(9)), list(range(9)))
+
+
+@pytest.mark.parametrize("n_bytes", [1, 300_000, 1_000_000])
+def test_chunks_change_nothing(n_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = embeddings(14, G=11, n=50).astype(np.float32)
+    x[3, :20] = x[3, 0]
+    x[5, :3] = np.nan
+    whole = run(x)
+    monkeypatch.setattr(kernel, "CHUNK_BYTES", n_bytes)
+    monkeypatch.setattr(kernel, "GRAM_BYTES", n_bytes)
+    same(run(x), whole, list(range(11)), list(range(11)))
+
+
+@pytest.mark.parametrize(("n", "n_init"), [(60, 4), (100, 1), (30, 20)])
+def test_memory_stays_within_its_bound(n: int, n_init: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    G = 150
+    inner = gram(torch.from_numpy(embeddings(15, G=10, n=n))).repeat(G // 10, 1, 1)
+    monkeypatch.setattr(kernel, "CHUNK_BYTES", 8 << 20)
+    assert G * bytes_per_set(n, K_RANGE, n_init) > 2 * (8 << 20), "one chunk holds all: nothing is tested"
+    results = G * 8 * (6 * n + 12)
+    got = peak_bytes(lambda: cluster_gram(inner, K_RANGE, n_init, 50, 0, torch.arange(G)))
+    assert 0.3 * (8 << 20) < got < (8 << 20) + 2 * results
+
+    vectors = torch.from_numpy(embeddings(16, G=10, n=n, d=200).astype(np.float32)).repeat(G // 10, 1, 1)
+    monkeypatch.setattr(kernel, "GRAM_BYTES", 1 << 20)
+    assert peak_bytes(lambda: gram(vectors)) <= (1 << 20) + 8 * G * n * n
 
 
 def test_seed_and_item_move_the_restarts() -> None:
@@ -319,6 +346,22 @@ def test_an_odd_item_spoils_no_other() -> None:
         assert (c.k[g].item(), c.S[g].item()) == (1, 0.0)
     for i in range(5):
         assert c.S_by_k[2, i].item() == pytest.approx(silhouette_score(x[2], c.labels_by_k[2, i].numpy()), abs=1e-6)
+
+
+def test_vectors_of_length_0() -> None:
+    """Equal like any others; beside others one more vector."""
+    x = embeddings(17, G=2, n=20)
+    x[0] = 0
+    x[1, :18] = 0
+    c = run(x)
+    check_missing(c, torch.cat([up_to(1), up_to(3)]))
+    assert (c.k[0].item(), c.S[0].item()) == (1, 0.0)
+    assert c.labels_by_k[1, 1].tolist() == [0] * 18 + [1, 2]
+
+
+def test_no_sets() -> None:
+    c = run(np.zeros((0, 9, 4)))
+    assert [tuple(x.shape) for x in c] == [(0,), (0,), (0, 9), (0, 5, 9), (0, 5), (0, 5)]
 
 
 def test_one_k_and_square_input() -> None:

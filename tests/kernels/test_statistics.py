@@ -20,6 +20,7 @@ from polyray.kernels.statistics import (
     log_psi,
     moments,
     p_value,
+    total,
     z_score,
 )
 
@@ -59,6 +60,24 @@ def test_moments_at_their_ends() -> None:
     mean, std = moments(torch.zeros(2, 0, dtype=torch.float64))
     assert mean.isnan().all()
     assert std.isnan().all()
+
+
+@pytest.mark.parametrize("B", [1, 2, 7, 1000, 1001])
+def test_moments_do_not_depend_on_the_batch(B: int) -> None:
+    null = f64(np.random.default_rng(B).standard_normal((37, B)))
+    mean, std = moments(null)
+    wide = torch.cat([null, null], 1)[:, :B]
+    for i in range(37):
+        for row in (null[i], null[i : i + 1], wide[i], null.T.contiguous()[:, i]):
+            assert [m.item() for m in moments(row)] == [mean[i].item(), std[i].item()]
+    np.testing.assert_allclose(total(null).numpy(), [math.fsum(row) for row in null.tolist()], atol=1e-12)
+
+
+def test_a_single_draw_is_a_constant_null() -> None:
+    mean, std = moments(f64([[0.25], [-1.0]]))
+    assert (mean.tolist(), std.tolist()) == ([0.25, -1.0], [0.0, 0.0])
+    assert p_value(f64([9.0, -9.0]), f64([0.25])).tolist() == [1.0, 1.0]
+    assert z_score(f64([9.0]), mean[:1], std[:1]).tolist() == [0.0]
 
 
 def naive_p(raw: float, null: np.ndarray) -> float:

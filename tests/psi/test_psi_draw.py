@@ -47,13 +47,22 @@ class Watched:
         monkeypatch.setattr(stage, "score", self)
 
     def __call__(
-        self, gram: Any, text: Any, labels: Any, item: Any, layer: int, stream: int, chosen: Science, data: Space
+        self,
+        gram: Any,
+        text: Any,
+        labels: Any,
+        item: Any,
+        layer: int,
+        stream: int,
+        chosen: Science,
+        data: Space,
+        with_p: bool = True,
     ) -> Scored:
         self.grams += list(gram.numpy())
         self.text += list(text.numpy())
         self.labels += list(labels.numpy())
         self.streams.add(stream)
-        return score(gram, text, labels, item, layer, stream, chosen, data)
+        return score(gram, text, labels, item, layer, stream, chosen, data, with_p)
 
     def members(self, data: Space) -> list[list[int]]:
         """Which pool patches each set holds, known by their text vectors."""
@@ -87,7 +96,8 @@ def test_a_draw_is_scored_as_a_neuron_is(world: Any, kind: str, monkeypatch: pyt
         assert row["S"] == pytest.approx(max(silhouettes), abs=1e-6)
         assert row["k"] == kept.max() + 1
         Q = normalized_mutual_info_score(y, kept)
-        null = np.array([normalized_mutual_info_score(y[p], kept) for p in permutations])
+        a, b = (np.repeat(np.arange(c.max() + 1), np.sort(np.bincount(c))[::-1]) for c in (kept, y))
+        null = np.array([normalized_mutual_info_score(a, b[p]) for p in permutations])
         assert row["Q"] == pytest.approx(Q, abs=1e-9)
         assert row["Q_z"] == pytest.approx(0 if null.std() < 1e-6 else (Q - null.mean()) / null.std(), abs=1e-6)
         names = [int((prompts @ unit(text[kept == c].mean(0))).argmax()) for c in range(row["k"])]

@@ -17,6 +17,7 @@ from scipy import stats
 from polyray.config import Science
 from polyray.kernels import cluster as kmeans
 from polyray.kernels import random
+from polyray.psi import cluster
 from polyray.psi.calibrate import POOLED, calibrated, nulls
 from polyray.psi.cluster import Space, score
 from polyray.psi.draw import draw, null_neurons, rotation_draws, shuffle_text
@@ -49,13 +50,15 @@ def world() -> World:
     other = chosen.model_copy(update={"seed": 12345})
     kinds = POOLED.values()
     labels = np.zeros((M, N), dtype=np.int64)
-    return World(
-        chosen,
-        data,
-        {kind: draw(kind, N, range(B), LAYER, chosen, data) for kind in kinds},
-        {kind: null_neurons(kind, np.arange(M), N, labels, LAYER, chosen, data) for kind in kinds},
-        {kind: draw(kind, N, range(M), LAYER, other, data) for kind in kinds},
-    )
+    draws = {kind: draw(kind, N, range(B), LAYER, chosen, data) for kind in kinds}
+    beside = {kind: null_neurons(kind, np.arange(M), N, labels, LAYER, chosen, data) for kind in kinds}
+    # A sweep's label permutations are one sample that all its sets share, and whose error moves all of them alike:
+    # the fresh sets have to share it too.
+    with pytest.MonkeyPatch.context() as patch:
+        known = cluster.label_permutations
+        patch.setattr(cluster, "label_permutations", lambda _, n, B: known(chosen.seed, n, B))
+        fresh = {kind: draw(kind, N, range(M), LAYER, other, data) for kind in kinds}
+    return World(chosen, data, draws, beside, fresh)
 
 
 def naive_p(raw: NDArray[np.float64], null: NDArray[np.float64]) -> NDArray[np.float64]:
