@@ -6,7 +6,7 @@ run. A unit is a pure function of the run and its key.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote
 
@@ -108,6 +108,8 @@ class Sweep:
     """Neurons that are swept, by layer, ascending."""
     contents: Mapping[str, str]
     """Digests of weights, probe set and prompts, and torch's version: what an actor must find on its node as well."""
+    steps: Mapping[str, Actor] = field(default_factory=lambda: STAGES)
+    """What is done, in order, and by which kind of actor: all stages, or of a variant those that it does again."""
 
     @property
     def science(self) -> Science:
@@ -129,7 +131,7 @@ def works(stage: str, shape: Shape, store: Store) -> list[Work]:
     """Units of a stage, in a fixed order.
 
     Args:
-        stage: one of `STAGES`; all earlier ones have ended.
+        stage: one of `STAGES`, or `embed/vocabulary`, its unit that embeds no patch; all earlier ones have ended.
         shape: the sweep's.
         store: what earlier stages committed.
     """
@@ -151,6 +153,8 @@ def fixed_works(stage: str, shape: Shape) -> list[Work]:
             return [Work(stage, layer) for layer in shape.n_neurons]
         case "extract" | "summarise":
             return [Work(stage)]
+        case "embed/vocabulary":
+            return [Work("embed", kind="vocabulary")]
         case "cluster":
             return [
                 Work("cluster", layer, start=a, stop=b)

@@ -21,11 +21,12 @@ import torch
 
 from polyray.cluster import actors
 from polyray.cluster.dispatch import Cause, Dispatcher, Policy, Progress, Unit
-from polyray.cluster.plan import STAGES, Actor, Sweep, Work, works
+from polyray.cluster.plan import Actor, Sweep, Work, works
 from polyray.cluster.resolve import Resolved
 from polyray.cluster.work import Failed
 from polyray.config import Execution, PoolConfig
 from polyray.errors import ConfigError, StageError, StoreError
+from polyray.overlay import opened
 from polyray.records import Receipt
 from polyray.store import Store
 
@@ -146,12 +147,13 @@ def run(resolved: Resolved, on_progress: OnProgress, on_message: OnMessage) -> O
     store = Store(sweep.out)
     config = sweep.config.model_dump(mode="json")
     outcome = Outcome(store.create_or_resume(resolved.identity, resolved.provenance, config))
+    store = opened(sweep.out)
     crew = _Crew(sweep, on_message)
-    stages = list(STAGES.items())
+    stages = list(sweep.steps.items())
     try:
         for i, (stage, kind) in enumerate(stages):
             units = works(stage, sweep.shape, store)
-            done = store.committed(stage)
+            done = store.committed(stage.partition("/")[0])
             remaining = [w for w in units if w.key not in done]
             if remaining:
                 started_s = time.monotonic()

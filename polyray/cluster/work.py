@@ -25,6 +25,7 @@ from polyray.kernels import random
 from polyray.models.encoders import load_encoder
 from polyray.models.vision import load_subject
 from polyray.models.vocabulary import load_prompts, prompts_digest
+from polyray.overlay import base_of, opened
 from polyray.probes.images import open_probe
 from polyray.psi import calibrate, cluster, draw, embed, extract, mine, summarise, thumbnails
 from polyray.records import PartInfo, Receipt
@@ -56,7 +57,7 @@ class Worker:
         torch.use_deterministic_algorithms(sweep.science.numerics.device == "cuda", warn_only=True)
         self.sweep = sweep
         self.science = sweep.science
-        self.store = Store(sweep.out)
+        self.store = opened(sweep.out)
         self.infos = {info.name: info for info in sweep.layers}
         self._require("torch", torch.__version__)
 
@@ -176,7 +177,7 @@ class EncoderWorker(Worker):
 
 
 class ScoringWorker(Worker):
-    """Holds the current layer's vectors: cluster, draw, calibrate, summarise."""
+    """Holds the current layer's vectors: cluster, draw, calibrate, summarise; of a variant with another K merge too."""
 
     def __init__(self, sweep: Sweep) -> None:
         super().__init__(sweep)
@@ -184,6 +185,8 @@ class ScoringWorker(Worker):
 
     def parts(self, work: Work) -> list[PartInfo]:
         match work.stage:
+            case "merge":
+                return self.write(work, {"mined": self._with_ties(work.of_layer)})
             case "cluster":
                 return self._cluster(work)
             case "draw":
@@ -204,6 +207,18 @@ class ScoringWorker(Worker):
                 by_layer, summary = summarise.summarise(list(self.infos), neurons, null_neurons, self.science)
                 return self.write(work, {"neuron_summary": by_layer, "layer_summary": summary})
         raise ValueError(f"a scoring actor cannot do {work.key!r}")
+
+    def _with_ties(self, layer: str) -> pa.Table:
+        """The base's rows of `mined` with the ties counted at this K.
+
+        All else stays: a neuron that was not mined with the base's k_min has no patches that were embedded.
+        """
+        units = [w.key for w in works("mine", self.sweep.shape, self.store)]
+        ranges = (self.store.read("mine_parts", layer, units=[u]) for u in units)
+        merged, _ = mine.merge(ranges, self.science, self.infos[layer])
+        mined = base_of(self.store).read("mined", layer).drop_columns("layer")
+        at = mined.schema.get_field_index("n_tied_at_cut")
+        return mined.set_column(at, mined.schema.field(at), merged.sort_by("neuron")["n_tied_at_cut"])
 
     def layer(self, name: str) -> "_Layer":
         """What the stages after embed need of a layer; the last one asked for is kept."""
@@ -319,13 +334,12 @@ class ScoringWorker(Worker):
         return self.write(work, {"scores": columns.concat("scores", tables)})
 
     def _dim(self) -> int:
-        for unit, receipt in self.store.committed("embed").items():
-            for part in receipt.parts:
-                if part.table == "embeddings":
-                    rows = self.store.read("embeddings", part.layer, columns=["geometry"], units=[unit])
-                    lengths = pa.compute.max(pa.compute.list_value_length(rows["geometry"])).as_py()
-                    if lengths:
-                        return int(lengths)
+        for unit in works("embed", self.sweep.shape, self.store):
+            if unit.layer is not None:
+                rows = self.store.read("embeddings", unit.layer, columns=["geometry"], units=[unit.key])
+                lengths = pa.compute.max(pa.compute.list_value_length(rows["geometry"])).as_py()
+                if lengths:
+                    return int(lengths)
         raise DataError("no patch has a vector; see the failures table for what happened to the images.")
 
 

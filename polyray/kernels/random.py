@@ -25,7 +25,7 @@ KMEANS_DRAW = {"rotation": 9, "pool": 10, "one_concept": 11}
 KMEANS_NULL = {"rotation": 12, "pool": 13, "one_concept": 14}
 PERMUTE, DRAW_POOL, DRAW_CONCEPT, DRAW_ROTATION, DRAW_TEXT = 16, 17, 18, 19, 20
 NULL_POOL, NULL_ROTATION, NULL_ROTATION_TEXT = 24, 26, 27
-BOOTSTRAP = 32
+BOOTSTRAP, BOOTSTRAP_NEURONS = 32, 33
 
 
 def philox(counter: Int64[Tensor, "*n 4"], key: Int64[Tensor, "*k 2"]) -> Int64[Tensor, "*n 4"]:
