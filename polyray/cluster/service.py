@@ -23,6 +23,7 @@ from polyray.cluster import actors
 from polyray.cluster.dispatch import Cause, Dispatcher, Policy, Progress, Unit
 from polyray.cluster.plan import Actor, Sweep, Work, works
 from polyray.cluster.resolve import Resolved
+from polyray.cluster.vary import Asked, record
 from polyray.cluster.work import Failed
 from polyray.config import Execution, PoolConfig
 from polyray.errors import ConfigError, StageError, StoreError
@@ -170,6 +171,20 @@ def run(resolved: Resolved, on_progress: OnProgress, on_message: OnMessage) -> O
     check_counts(store, sweep)
     store.finish()
     return outcome
+
+
+def vary(asked: Asked, on_progress: OnProgress, on_message: OnMessage) -> None:
+    """Runs the variants of a sweep one after the other, and adds each comparison to the sweep's dataset.
+
+    What OUT holds already is not done again. Raises as `run` does.
+    """
+    for variant in asked.remaining:
+        run(variant.resolved, _named(f"{variant.vary}={variant.value}", on_progress), on_message)
+        record(asked.base, variant)
+
+
+def _named(variant: str, on_progress: OnProgress) -> OnProgress:
+    return lambda stage, p: on_progress(f"{variant} {stage}", p)
 
 
 def _refuse_to_go_on(stage: str, failed: dict[str, str], store: Store) -> None:

@@ -130,7 +130,7 @@ def adjusted_rand(a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.floa
     table = np.bincount(cell[shared], minlength=len(a) * k_a * k_b).reshape(len(a), k_a, k_b).astype(np.float64)
 
     def pairs(counts: NDArray[np.float64]) -> NDArray[np.float64]:
-        return (counts * (counts - 1) / 2).reshape(len(a), -1).sum(1)
+        return (counts * (counts - 1) / 2).sum(tuple(range(1, counts.ndim)))
 
     together, of_a, of_b = pairs(table), pairs(table.sum(2)), pairs(table.sum(1))
     n = shared.sum(1).astype(np.float64)
