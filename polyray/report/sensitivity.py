@@ -3,6 +3,7 @@
 Place in the flow: `polyray sensitivity` prints and draws what comes out of here.
 """
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,7 @@ def draw(dataset: Dataset, path: Path) -> Path:
         The path.
     """
     records = variant_table(dataset)
-    figure, axes = plt.subplots(figsize=(8, 1.6 + 0.55 * len(records)), layout="constrained")
+    figure, axes = plt.subplots(figsize=(9, 1.8 + 0.6 * len(records)), layout="constrained")
     y = np.arange(len(records))
     for i, (name, colour) in enumerate(zip(SCORES, _COLOURS, strict=True)):
         value, low, high = (
@@ -116,13 +117,21 @@ def draw(dataset: Dataset, path: Path) -> Path:
         at = y + (i - (len(SCORES) - 1) / 2) * 0.14
         axes.hlines(at, low, high, color=colour, linewidth=1.2)
         axes.plot(value, at, "o", color=colour, markersize=4, label=name)
-    axes.axvline(PAPER_TEXT_HEAD, color="black", linewidth=0.6, linestyle=":", label="paper: another text head, 0.21")
-    axes.set_yticks(y, [f"{r['vary']} = {r['value']}" for r in records], fontsize=8)
+    paper = f"paper, another text head: {PAPER_TEXT_HEAD}"
+    axes.axvline(PAPER_TEXT_HEAD, color="black", linewidth=0.8, linestyle=":", label=paper)
+    axes.set_yticks(y, [_label(r) for r in records], fontsize=8)
     axes.set_ylim(len(records) - 0.5, -0.5)
     axes.set_xlim(right=1.02)
     axes.set_xlabel("Spearman correlation with the sweep, 95 % interval")
-    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     axes.grid(axis="x", linewidth=0.3)
+    figure.legend(fontsize=8, loc="outside upper center", ncols=len(SCORES) + 1)
     figure.savefig(path, dpi=110)
     plt.close(figure)
     return path
+
+
+def _label(record: dict[str, Any]) -> str:
+    """What is varied, short enough for an axis: of a file its name alone."""
+    value = record["value"]
+    value = Path(value).name if record["vary"] in ("prompts", "encoder") and "(" not in value else value
+    return "\n".join(textwrap.wrap(f"{record['vary']} = {value}", 34)[:3])
