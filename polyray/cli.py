@@ -324,6 +324,8 @@ def _sensitivity(out: str, vary: list[str], overrides: list[str], address: str |
                 service.vary(asked, bars.show, bars.say)
             except StoreError as e:
                 _leave(e, INCOMPLETE if bars.shown else REFUSED, as_json)
+    if not asked.base.is_finished:  # a comparison was cut short after it was committed
+        asked.base.finish()
     dataset = open_dataset(out)
     records = report.variant_table(dataset)
     picture = report.draw(dataset, Path(out) / "sensitivity.png") if records else None

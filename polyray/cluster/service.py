@@ -179,12 +179,12 @@ def vary(asked: Asked, on_progress: OnProgress, on_message: OnMessage) -> None:
     What OUT holds already is not done again. Raises as `run` does.
     """
     for variant in asked.remaining:
-        run(variant.resolved, _named(f"{variant.vary}={variant.value}", on_progress), on_message)
+        run(variant.resolved, _named(variant.label, on_progress), on_message)
         record(asked.base, variant)
 
 
 def _named(variant: str, on_progress: OnProgress) -> OnProgress:
-    return lambda stage, p: on_progress(f"{variant} {stage}", p)
+    return lambda stage, progress: on_progress(f"{variant} {stage}", progress)
 
 
 def _refuse_to_go_on(stage: str, failed: dict[str, str], store: Store) -> None:

@@ -67,6 +67,11 @@ class Variant:
         return Path(self.resolved.sweep.out).name
 
     @property
+    def label(self) -> str:
+        """What people see while it runs: of a prompt file its name alone."""
+        return f"{self.vary}={Path(self.value).name if self.vary == 'prompts' else self.value}"
+
+    @property
     def unit(self) -> str:
         """The unit of the sweep's dataset that holds its comparison."""
         return f"{STAGE}/{self.name}"
@@ -112,8 +117,10 @@ def resolve(
     """
     base = _finished(out)
     config = _config(base, overrides, address, default_address)
-    source = _Source(base, config)
     asked = Asked(base, [], config.execution)
+    if not vary:
+        return asked
+    source = _Source(base, config)
     for key, given in parsed(vary):
         science, shown = changed(key, given, config)
         variant = source.variant(key, shown, science, asked.notes)
@@ -129,19 +136,18 @@ def _finished(out: str) -> Store:
     base = overlay.opened(out)
     if isinstance(base, overlay.Overlay):
         raise StoreError(f"{out!r} is a variant itself. Give the OUT of its sweep: {str(base.base.out)!r}.")
-    if base.run["schema_version"] != VERSION:
+    if (made_with := base.run.get("schema_version")) != VERSION:
         raise StoreError(
-            f"{out!r} was made with version {base.run['schema_version']} of the tables, this is version {VERSION}; "
-            "run the sweep again, into another OUT."
+            f"{out!r} was made with version {made_with} of the tables, this is version {VERSION}; run the sweep again, "
+            "into another OUT."
         )
     # After a comparison was cut short the mark is missing, and the sweep is whole all the same.
-    if not base.is_finished:
-        missing = [unit for unit in expected_units(out) if unit not in base.committed()]
-        if missing or not base.committed("summarise"):
-            raise StoreError(
-                f"the sweep in {out!r} is not finished. Finish it first, with the command it was begun with (`polyray "
-                f"run CONFIG --out {out}`); `polyray status` says how far it is."
-            )
+    is_whole = base.is_finished or (base.committed("summarise") and set(expected_units(out)) <= base.committed().keys())
+    if not is_whole:
+        raise StoreError(
+            f"the sweep in {out!r} is not finished. Finish it first, with the command it was begun with (`polyray run "
+            f"CONFIG --out {out}`); `polyray status` says how far it is."
+        )
     if base.run["provenance"]["torch"] != version("torch"):
         raise StoreError(
             f"{out!r} was made with torch {base.run['provenance']['torch']}, here is {version('torch')}: scores "

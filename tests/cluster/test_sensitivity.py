@@ -315,6 +315,8 @@ def test_only_a_finished_sweep_can_be_varied(finished: Finished, varied: dict[st
     (out / "_SUCCESS").unlink()
     # Whole all the same: a comparison that was cut short takes the mark along.
     assert command("sensitivity", out).exit_code == 0
+    assert digests(out) == digests(finished.out)
+    (out / "_SUCCESS").unlink()
     (out / "commits" / "summarise.json").unlink()
     result = command("sensitivity", out, "--json", "--vary", "K=22")
     assert result.exit_code == 2
