@@ -120,9 +120,9 @@ def resolve(
     asked = Asked(base, [], config.execution)
     if not vary:
         return asked
+    changes = [(key, *changed(key, given, config)) for key, given in parsed(vary)]
     source = _Source(base, config)
-    for key, given in parsed(vary):
-        science, shown = changed(key, given, config)
+    for key, science, shown in changes:
         variant = source.variant(key, shown, science, asked.notes)
         if variant is None:
             asked.notes.append(f"{key}={shown} is what {str(base.out)!r} has already; passed over")
