@@ -333,6 +333,7 @@ def _sensitivity(out: str, vary: list[str], overrides: list[str], address: str |
         print(json.dumps({"out": out, "picture": picture and str(picture), "notes": asked.notes, "variants": records}))
         return OK
     table = Table(*report.COLUMNS, title="sensitivity", caption=report.CAPTION, caption_justify="left")
+    table.columns[1].overflow = "fold"
     for record in records:
         table.add_row(*(escape(c) for c in report.cells(record)))
     console.print(table if records else "nothing is varied yet: give --vary, for instance --vary K=50,100")

@@ -267,12 +267,13 @@ def layer_infos(store: Store) -> tuple[LayerInfo, ...]:
 def record(base: Store, variant: Variant) -> None:
     """Compares a variant that is whole with its sweep, and makes the result part of the sweep's dataset."""
     started_s = time.monotonic()
-    sweep = variant.resolved.sweep
-    varied = overlay.opened(sweep.out)
-    layers = [info.name for info in sweep.layers]
+    varied = overlay.opened(variant.resolved.sweep.out)
+    layers = [info.name for info in variant.resolved.sweep.layers]
     what = sensitivity.Variation(variant.name, variant.vary, variant.value)
+    # The sweep's own settings, so that all variants are compared over the same resamples.
+    science = parse_config(base.run["config"]).science
     rows, by_layer = sensitivity.compare(
-        what, layers, _neurons(base), _neurons(varied), _agreement(base, varied, layers), sweep.science
+        what, layers, _neurons(base), _neurons(varied), _agreement(base, varied, layers), science
     )
     parts = [base.write_part("sensitivity", variant.unit, rows, None)]
     parts += [base.write_part("sensitivity_neurons", variant.unit, t, x) for x, t in by_layer.items() if len(t)]

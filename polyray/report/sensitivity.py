@@ -93,7 +93,7 @@ def cells(record: dict[str, Any]) -> list[str]:
 
 def _interval(figures: dict[str, Any]) -> str:
     value, low, high = (shown(figures[c], 2) for c in ("estimate", "low", "high"))
-    return value if figures["low"] is None else f"{value} ({low} to {high})"
+    return value if figures["low"] is None else f"{value} ({low}–{high})"
 
 
 def draw(dataset: Dataset, path: Path) -> Path:
