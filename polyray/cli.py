@@ -18,10 +18,10 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
 from polyray import files
+from polyray.bars import Bars, duration
 from polyray.config import Config, load_config
 from polyray.errors import ConfigError, DataError, ModelError, PolyrayError, StageError, StoreError
 
@@ -125,7 +125,7 @@ def _run(config: Config, out: str, as_json: bool) -> int:
     )
     for note in resolved.notes:
         console.print(f"[bold yellow]note[/] {escape(note)}")
-    with service.cluster(config.execution), _Bars(console) as bars:
+    with service.cluster(config.execution), Bars(console) as bars:
         try:
             outcome = service.run(resolved, bars.show, bars.say)
         except StoreError as e:
@@ -150,7 +150,7 @@ def _run(config: Config, out: str, as_json: bool) -> int:
             _print_planted(console, truth)
         if n_failures := dataset["failures"].count_rows():
             console.print(f"[bold yellow]note[/] {n_failures} images, patches or neurons failed; see table failures")
-        console.print(f"done in {_duration(seconds)}; run_id {outcome.run_id}")
+        console.print(f"done in {duration(seconds)}; run_id {outcome.run_id}")
         shown = ", ".join(escape(str(p)) for p in pictures)
         console.print(f"at a glance: {shown}; the tables: polyray.open({escape(repr(out))})")
     return OK
@@ -190,66 +190,6 @@ _CAPTION = (
     "against rotation, selective against pool, specific against one_concept. q < α: share of scored neurons called "
     "under specific. null called: share of one_concept null neurons that the same threshold calls."
 )
-
-
-class _Bars:
-    """Progress per stage: bars with rate and estimate on a terminal, plain lines otherwise."""
-
-    PLAIN_EVERY_S = 10.0
-
-    def __init__(self, console: Console) -> None:
-        self.shown = False
-        self._console = console
-        self._live = console.is_terminal
-        self._bars = Progress(
-            TextColumn("{task.description:>10}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            console=console,
-        )
-        self._tasks: dict[str, TaskID] = {}
-        self._last: dict[str, float] = {}
-
-    def __enter__(self) -> "_Bars":
-        if self._live:
-            self._bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bars.stop()
-
-    def say(self, message: str) -> None:
-        """A line worth a person's attention."""
-        self._console.print(f"[bold yellow]note[/] {escape(message)}")
-
-    def show(self, stage: str, p: Any) -> None:
-        """How far a stage is."""
-        self.shown = True
-        ended = p.n_done + p.n_failed + p.n_quarantined
-        rate = f"{p.units_per_s:.2f} units/s" if p.units_per_s else ""
-        if p.eta_s is not None and ended < p.n_total:
-            rate += f", {_duration(p.eta_s)} left"
-        if p.n_failed + p.n_quarantined:
-            rate += f", {p.n_failed} failed, {p.n_quarantined} quarantined"
-        if self._live:
-            if stage not in self._tasks:
-                self._tasks[stage] = self._bars.add_task(stage, total=p.n_total, rate="")
-            self._bars.update(self._tasks[stage], completed=ended, rate=rate)
-            return
-        now_s = time.monotonic()
-        ended_now = ended == p.n_total
-        if (ended_now and self._last.get(stage) != float("inf")) or now_s - self._last.get(
-            stage, -1e9
-        ) > self.PLAIN_EVERY_S:
-            self._last[stage] = float("inf") if ended_now else now_s
-            self._console.print(f"{stage:>10} {ended}/{p.n_total} {rate}")
-
-
-def _duration(seconds: float) -> str:
-    minutes, s = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {s:02d} s" if minutes else f"{s} s"
 
 
 @app.command()
@@ -365,6 +305,65 @@ def _verify(out: str, as_json: bool) -> int:
     console.print(f"{report.n_parts:,} parts read again; rows: {n_rows}")
     console.print("[bold green]whole[/]" if report.ok else "[bold red]not whole[/]")
     return OK if report.ok else DAMAGED
+
+
+@app.command()
+def sensitivity(
+    out: OutPath,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--vary",
+            metavar="KEY=V,V",
+            help="K=50,100; seed=1; k_range=2-4; prompts=builtin or a file; encoder=standin, open_clip, a YAML file or "
+            "{kind: …}; or a key of cluster or calibrate. Several times for several keys.",
+        ),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override one key of execution.")
+    ] = None,
+    address: Address = None,
+    as_json: Json = False,
+) -> None:
+    """Score a finished sweep again with one thing changed, and say how well the scores agree."""
+    _guarded(lambda: _sensitivity(out, vary or [], overrides or [], address, as_json), as_json)
+
+
+def _sensitivity(out: str, vary: list[str], overrides: list[str], address: str | None, as_json: bool) -> int:
+    from polyray.cluster import service
+    from polyray.cluster.vary import resolve
+    from polyray.dataset import open as open_dataset
+    from polyray.report import sensitivity as report
+
+    console = _console(as_json)
+    with _aside(as_json):
+        asked = resolve(out, vary, overrides, address, os.environ.get("RAY_ADDRESS") or None)
+    for note in asked.notes:
+        console.print(f"[bold yellow]note[/] {escape(note)}")
+    if asked.remaining:
+        with service.cluster(asked.execution), Bars(console) as bars:
+            try:
+                service.vary(asked, bars.show, bars.say)
+            except StoreError as e:
+                _leave(e, INCOMPLETE if bars.shown else REFUSED, as_json)
+    if not asked.base.is_finished:  # a comparison was cut short after it was committed
+        asked.base.finish()
+    dataset = open_dataset(out)
+    records = report.variant_table(dataset)
+    picture = report.draw(dataset, Path(out) / "sensitivity.png") if records else None
+    if as_json:
+        print(json.dumps({"out": out, "picture": picture and str(picture), "notes": asked.notes, "variants": records}))
+        return OK
+    table = Table(*report.COLUMNS, title="sensitivity", caption=report.CAPTION, caption_justify="left")
+    table.columns[1].overflow = "fold"
+    for record in records:
+        table.add_row(*(escape(c) for c in report.cells(record)))
+    console.print(table if records else "nothing is varied yet: give --vary, for instance --vary K=50,100")
+    if picture:
+        console.print(
+            f"at a glance: {escape(str(picture))}; all figures: polyray.open({escape(repr(out))})['sensitivity']"
+        )
+    return OK
 
 
 @app.command()

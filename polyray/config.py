@@ -274,7 +274,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     if not isinstance(raw, dict):
         raise ConfigError(f"{str(path)!r} must hold the sections 'science' and 'execution', got {type(raw).__name__}.")
     for item in overrides or []:
-        _override(raw, item)
+        override(raw, item)
     return parse_config(raw)
 
 
@@ -286,7 +286,8 @@ def parse_config(raw: dict[str, Any]) -> Config:
         raise ConfigError("config refused:\n" + "\n".join(_explain(err) for err in e.errors())) from e
 
 
-def _override(raw: dict[str, Any], item: str) -> None:
+def override(raw: dict[str, Any], item: str) -> None:
+    """Sets one key of a config given as nested dictionaries, as `--set` does; raises `ConfigError`."""
     key, eq, value = item.partition("=")
     if not eq or not key:
         raise ConfigError(f"--set takes key=value with dots between sections, got {item!r}.")

@@ -75,6 +75,12 @@ def _calibrated() -> tuple[tuple[str, pa.DataType, str], ...]:
     return tuple(columns)
 
 
+_VARIANT = (
+    ("variant", _str, "folder of the variant in OUT/variants"),
+    ("vary", _str, "what is varied: K, seed, k_range, prompts, encoder, or a key of cluster or calibrate"),
+    ("value", _str, "the value it takes"),
+)
+
 _STATUS = (
     ("status", _str, "ok, excluded or failed"),
     ("reason", _str, "why it was excluded or failed; null where ok"),
@@ -425,6 +431,40 @@ TABLES: dict[str, Table] = {
             ),
             ("layer", "metric", "kind", "min_purity", "preset", "score"),
             by_layer=False,
+        ),
+        Table(
+            "sensitivity",
+            "How far the scores depend on one choice: the sweep against its variants, one row per figure.",
+            (
+                *_VARIANT,
+                ("layer", _str, "name of the layer; null for the whole sweep"),
+                ("metric", _str, "what the figure is: see psi/sensitivity.py"),
+                ("preset", _str, "preset of a calibrated score; null for raw scores and where it does not apply"),
+                ("score", _str, "log_psi, or S, Q, D: z with a preset, raw without; null where it does not apply"),
+                ("estimate", _f64, "the figure; null where it cannot be computed"),
+                ("low", _f64, "lower end of the 95 % interval; null where there is none"),
+                ("high", _f64, "upper end of the 95 % interval; null where there is none"),
+                ("n", _i32, "neurons behind the figure: those that both have the score of"),
+            ),
+            ("variant", "layer", "metric", "preset", "score"),
+            by_layer=False,
+        ),
+        Table(
+            "sensitivity_neurons",
+            "What each neuron comes to in a variant: one row per variant and neuron that it scores.",
+            (
+                *_VARIANT,
+                ("neuron", _i32, "index of the neuron in its layer"),
+                ("k", pa.int16(), "number of clusters kept"),
+                ("log_psi", _f64, "log_psi under preset specific"),
+                ("p", _f64, "conjunctive p under preset specific"),
+                ("D_p", _f64, "p of D under preset specific"),
+                ("q", _f64, "Benjamini-Hochberg q of p over the variant's scored neurons"),
+                ("called", pa.bool_(), "q below alpha"),
+                ("adjusted_rand", _f64, "of its clusters and the sweep's; null: no example is clustered in both"),
+                ("diagnosis", _str, "name-sensitive: prompts or encoder change whether D_p is below 0.05; else null"),
+            ),
+            ("variant", "neuron"),
         ),
         Table(
             "failures",

@@ -19,10 +19,11 @@ from typer.testing import CliRunner
 
 from polyray.cli import app
 from polyray.cluster import service
-from polyray.cluster.plan import PLANTING, STAGES, stages, works
+from polyray.cluster.plan import PLANTING, STAGES, works
 from polyray.cluster.resolve import Resolved, resolve
 from polyray.cluster.work import WORKERS, Worker
 from polyray.config import Execution, load_config
+from polyray.overlay import opened
 from polyray.records import Receipt
 from polyray.store import Store, TableDigest
 
@@ -95,8 +96,9 @@ def by_hand(resolved: Resolved, out: Path) -> None:
     moved = replace(resolved.sweep, out=str(out))
     store = Store(out)
     store.create_or_resume(resolved.identity, resolved.provenance, moved.config.model_dump(mode="json"))
+    store = opened(out)
     workers: dict[str, Worker] = {}
-    for stage, kind in stages(moved.science).items():
+    for stage, kind in moved.steps.items():
         if kind not in workers:
             workers[kind] = WORKERS[kind](moved)
         for work in reversed(works(stage, moved.shape, store)):

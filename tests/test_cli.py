@@ -509,7 +509,7 @@ def test_wrong_usage_ends_with_2(arguments: tuple[str, ...]) -> None:
 
 
 def test_every_command_offers_json() -> None:
-    for verb in ("run", "plan", "status", "verify", "doctor"):
+    for verb in ("run", "plan", "status", "verify", "sensitivity", "doctor"):
         result = command(verb, "--help")
         assert result.exit_code == 0
         assert "--json" in result.stdout

@@ -114,6 +114,8 @@ class Sweep:
     """Neurons that are swept, by layer, ascending."""
     contents: Mapping[str, str]
     """Digests of weights, probe set and prompts, and torch's version: what an actor must find on its node as well."""
+    steps: Mapping[str, Actor]
+    """What is done, in order, and by which kind of actor: all stages, or of a variant those that it does again."""
 
     @property
     def science(self) -> Science:
@@ -140,7 +142,7 @@ def works(stage: str, shape: Shape, store: Store) -> list[Work]:
     """Units of a stage, in a fixed order.
 
     Args:
-        stage: one of `STAGES`; all earlier ones have ended.
+        stage: one of `STAGES`, or `embed/vocabulary`, its unit that embeds no patch; all earlier ones have ended.
         shape: the sweep's.
         store: what earlier stages committed.
     """
@@ -162,6 +164,8 @@ def fixed_works(stage: str, shape: Shape) -> list[Work]:
             return [Work(stage, layer) for layer in shape.n_neurons]
         case "extract" | "summarise" | "plant" | "recover":
             return [Work(stage)]
+        case "embed/vocabulary":
+            return [Work("embed", kind="vocabulary")]
         case "cluster":
             return [
                 Work("cluster", layer, start=a, stop=b)

@@ -8,6 +8,7 @@ from typing import Any
 from polyray.cluster.plan import Shape, stages, works
 from polyray.config import Config
 from polyray.errors import StoreError
+from polyray.overlay import Overlay, opened
 from polyray.store import Store
 
 
@@ -23,6 +24,11 @@ def _shape(store: Store) -> Shape:
         ) from e
 
 
+def _steps(store: Store, shape: Shape) -> tuple[str, ...]:
+    """What the dataset consists of: all stages, or of a variant those that it does again."""
+    return store.steps if isinstance(store, Overlay) else tuple(stages(shape.science))
+
+
 def progress(out: str) -> dict[str, Any]:
     """Units done and planned of every stage.
 
@@ -30,12 +36,12 @@ def progress(out: str) -> dict[str, Any]:
         run_id, finished, n_done and for each stage: stage, n_done, n_units (None while an earlier stage decides it),
         seconds (of actors' work).
     """
-    store = Store(out)
+    store = opened(out)
     shape = _shape(store)
     listed = []
     known = True
-    for stage in stages(shape.science):
-        done = store.committed(stage)
+    for stage in _steps(store, shape):
+        done = store.committed(stage.partition("/")[0])
         n_units = len(works(stage, shape, store)) if known else None
         known = known and n_units == len(done)
         listed.append(
@@ -54,15 +60,15 @@ def expected_units(out: str) -> list[str]:
 
     Where a part that decides which units come next is damaged, the units up to it.
     """
-    store = Store(out)
+    store = opened(out)
     shape = _shape(store)
     expected: list[str] = []
-    for stage in stages(shape.science):
+    for stage in _steps(store, shape):
         try:
             units = {w.key for w in works(stage, shape, store)}
         except StoreError:
             break  # the audit names the part
         expected += sorted(units)
-        if not units <= store.committed(stage).keys():
+        if not units <= store.committed(stage.partition("/")[0]).keys():
             break
     return expected

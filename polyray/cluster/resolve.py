@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from polyray import __version__
-from polyray.cluster.plan import Sweep, neurons_swept
+from polyray.cluster.plan import Sweep, neurons_swept, stages
 from polyray.config import Config, StandIn, identity
 from polyray.errors import ConfigError, DataError
 from polyray.models.encoders import load_encoder
@@ -115,7 +115,8 @@ def resolve(config: Config, out: str) -> Resolved:
         "notes": notes,
     }
     swept = {info.name: neurons[info.name] for info in layers}
-    sweep = Sweep(config, out, len(probe), layers, swept, contents | {"torch": torch.__version__})
+    known = contents | {"torch": torch.__version__}
+    sweep = Sweep(config, out, len(probe), layers, swept, known, stages(science))
     return Resolved(sweep, identity(config, contents, VERSION), provenance, notes)
 
 

@@ -19,13 +19,15 @@ import ray
 import ray.exceptions as rx
 import torch
 
-from polyray.cluster import actors, plan
+from polyray.cluster import actors
 from polyray.cluster.dispatch import Cause, Dispatcher, Policy, Progress, Unit
 from polyray.cluster.plan import Actor, Sweep, Work, works
 from polyray.cluster.resolve import Resolved
+from polyray.cluster.vary import Asked, record
 from polyray.cluster.work import Failed
 from polyray.config import Execution, PoolConfig
 from polyray.errors import ConfigError, StageError, StoreError
+from polyray.overlay import opened
 from polyray.records import Receipt
 from polyray.store import Store
 
@@ -146,12 +148,13 @@ def run(resolved: Resolved, on_progress: OnProgress, on_message: OnMessage) -> O
     store = Store(sweep.out)
     config = sweep.config.model_dump(mode="json")
     outcome = Outcome(store.create_or_resume(resolved.identity, resolved.provenance, config))
+    store = opened(sweep.out)
     crew = _Crew(sweep, on_message)
-    stages = list(plan.stages(sweep.science).items())
+    stages = list(sweep.steps.items())
     try:
         for i, (stage, kind) in enumerate(stages):
             units = works(stage, sweep.shape, store)
-            done = store.committed(stage)
+            done = store.committed(stage.partition("/")[0])
             remaining = [w for w in units if w.key not in done]
             if remaining:
                 started_s = time.monotonic()
@@ -168,6 +171,20 @@ def run(resolved: Resolved, on_progress: OnProgress, on_message: OnMessage) -> O
     check_counts(store, sweep)
     store.finish()
     return outcome
+
+
+def vary(asked: Asked, on_progress: OnProgress, on_message: OnMessage) -> None:
+    """Runs the variants of a sweep one after the other, and adds each comparison to the sweep's dataset.
+
+    What OUT holds already is not done again. Raises as `run` does.
+    """
+    for variant in asked.remaining:
+        run(variant.resolved, _named(variant.label, on_progress), on_message)
+        record(asked.base, variant)
+
+
+def _named(variant: str, on_progress: OnProgress) -> OnProgress:
+    return lambda stage, progress: on_progress(f"{variant} {stage}", progress)
 
 
 def _refuse_to_go_on(stage: str, failed: dict[str, str], store: Store) -> None:

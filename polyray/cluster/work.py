@@ -25,6 +25,7 @@ from polyray.kernels import random
 from polyray.models.encoders import load_encoder
 from polyray.models.vision import load_subject
 from polyray.models.vocabulary import load_prompts, prompts_digest
+from polyray.overlay import base_of, opened
 from polyray.probes.images import open_probe
 from polyray.psi import calibrate, cluster, draw, embed, extract, mine, plant, recover, summarise, thumbnails
 from polyray.records import PartInfo, Receipt
@@ -58,7 +59,7 @@ class Worker:
         torch.use_deterministic_algorithms(sweep.science.numerics.device == "cuda", warn_only=True)
         self.sweep = sweep
         self.science = sweep.science
-        self.store = Store(sweep.out)
+        self.store = opened(sweep.out)
         self.infos = {info.name: info for info in sweep.layers}
         self._require("torch", torch.__version__)
 
@@ -211,7 +212,8 @@ class EncoderWorker(Worker):
 
 
 class ScoringWorker(Worker):
-    """Holds a layer's pool and the vectors of a block of its neurons: cluster, draw, calibrate, summarise."""
+    """Holds a layer's pool and the vectors of a block of its neurons: cluster, draw, calibrate, summarise, recover; of
+    a variant with another K merge as well."""
 
     def __init__(self, sweep: Sweep) -> None:
         super().__init__(sweep)
@@ -220,6 +222,8 @@ class ScoringWorker(Worker):
 
     def parts(self, work: Work) -> list[PartInfo]:
         match work.stage:
+            case "merge":
+                return self.write(work, {"mined": self._with_ties(work.of_layer)})
             case "cluster":
                 return self._cluster(work)
             case "draw":
@@ -268,6 +272,18 @@ class ScoringWorker(Worker):
         )
         summary = recover.planted_summary(list(self.infos), found, read("neurons"), self.science)
         return self.write(work, {"planted_neurons": by_layer, "planted_summary": summary})
+
+    def _with_ties(self, layer: str) -> pa.Table:
+        """The base's rows of `mined` with the ties counted at this K.
+
+        All else stays: a neuron that was not mined with the base's k_min has no patches that were embedded.
+        """
+        units = [w.key for w in works("mine", self.sweep.shape, self.store)]
+        ranges = (self.store.read("mine_parts", layer, units=[u]) for u in units)
+        merged, _ = mine.merge(ranges, self.science, self.infos[layer])
+        mined = base_of(self.store).read("mined", layer).drop_columns("layer")
+        at = mined.schema.get_field_index("n_tied_at_cut")
+        return mined.set_column(at, mined.schema.field(at), merged.sort_by("neuron")["n_tied_at_cut"])
 
     def layer(self, name: str) -> "_Layer":
         """A layer's pool and space, which is all that draws need; the last one asked for is kept."""
@@ -406,13 +422,12 @@ class ScoringWorker(Worker):
         return self.write(work, {"scores": columns.concat("scores", tables)})
 
     def _dim(self) -> int:
-        for unit, receipt in self.store.committed("embed").items():
-            for part in receipt.parts:
-                if part.table == "embeddings":
-                    rows = self.store.read("embeddings", part.layer, columns=["geometry"], units=[unit])
-                    lengths = pa.compute.max(pa.compute.list_value_length(rows["geometry"])).as_py()
-                    if lengths:
-                        return int(lengths)
+        for unit in works("embed", self.sweep.shape, self.store):
+            if unit.layer is not None:
+                rows = self.store.read("embeddings", unit.layer, columns=["geometry"], units=[unit.key])
+                lengths = pa.compute.max(pa.compute.list_value_length(rows["geometry"])).as_py()
+                if lengths:
+                    return int(lengths)
         raise DataError("no patch has a vector; see the failures table for what happened to the images.")
 
 

@@ -15,6 +15,10 @@ paths or actors.
     calibrate   z, p and log_psi of each preset                                   -> neurons, null_neurons
     summarise   what needs the whole sweep: q, AUROC, trends, diagnoses           -> neuron_summary, layer_summary
 
+and, of a sweep that has ended:
+
+    sensitivity its scores beside those of a variant with one thing changed       -> sensitivity, sensitivity_neurons
+
 Source: arXiv 2508.16950. Where we deviate, the docstring of the function that does so says it. The largest
 deviation: besides the paper's nulls (`paper`) there are two more, `selective` (is the neuron selective at all?) and
 `specific` (does it respond to more than one thing?), and significance rests on the latter.

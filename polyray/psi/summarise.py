@@ -217,7 +217,7 @@ def diagnose(neurons: pa.Table, science: Science) -> list[str | None]:
 
     Excluded: dead, constant, too few examples. Scored: `saturated` (more than K/4 images tied at the cut),
     `low-level split` (S beyond chance under `specific`, Q and D not), `same concept, two classes` (Q beyond chance,
-    D not); beyond chance is p < 0.05. (`name-sensitive` needs scores under other prompts and is no part of this.)
+    D not); beyond chance is p < 0.05. (`name-sensitive` needs scores under other names: see `sensitivity`.)
     """
     found: list[str | None] = []
     rows = neurons.select(

@@ -204,7 +204,7 @@ def test_units_are_the_same_whatever_the_execution_half(tmp_path: Path) -> None:
     info = layer_info("a", 100)
     planned = []
     for execution in others:
-        swept = Sweep(config(**execution), "out", 700, (info,), {"a": np.arange(100)}, {})
+        swept = Sweep(config(**execution), "out", 700, (info,), {"a": np.arange(100)}, {}, {})
         units = [w for stage in FIXED for w in works(stage, swept.shape, Store(tmp_path / "none"))]
         units += draw_works(swept.shape, {"a": [100]})
         planned.append(units)
@@ -292,7 +292,7 @@ def test_neurons_swept_are_those_chosen_in_order_or_all() -> None:
     infos = [layer_info("a", 4), layer_info("b", 9), layer_info("c", 2)]
     found = neurons_swept({"b": [7, 2], "c": []}, infos)
     assert {name: n.tolist() for name, n in found.items()} == {"a": [0, 1, 2, 3], "b": [2, 7], "c": []}
-    swept = Sweep(config(), "out", 5, tuple(infos), found, {})
+    swept = Sweep(config(), "out", 5, tuple(infos), found, {}, {})
     assert swept.n_neurons == 6
     assert swept.shape.n_neurons == {"a": 4, "b": 2, "c": 0}
     # Units of a layer count places among the chosen neurons, not the neurons' numbers.

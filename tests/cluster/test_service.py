@@ -247,7 +247,7 @@ def commit_neurons(store: Store, layer: str, neurons: list[int], status: list[st
 def test_sweep_without_exactly_one_row_for_every_neuron_is_an_error(
     store: Store, resolved: Resolved, neurons: list[int], status: list[str], said: str
 ) -> None:
-    swept = Sweep(resolved.sweep.config, str(store.out), 1, (), {"a": np.arange(3)}, {})
+    swept = Sweep(resolved.sweep.config, str(store.out), 1, (), {"a": np.arange(3)}, {}, {})
     commit_neurons(store, "a", neurons, status)
     with pytest.raises(StageError) as caught:
         service.check_counts(store, swept)
@@ -256,7 +256,7 @@ def test_sweep_without_exactly_one_row_for_every_neuron_is_an_error(
 
 
 def test_sweep_with_one_row_for_every_neuron_passes(store: Store, resolved: Resolved) -> None:
-    swept = Sweep(resolved.sweep.config, str(store.out), 1, (), {"a": np.arange(3), "b": np.arange(1)}, {})
+    swept = Sweep(resolved.sweep.config, str(store.out), 1, (), {"a": np.arange(3), "b": np.arange(1)}, {}, {})
     commit_neurons(store, "a", [0, 1, 2], ["ok", "excluded", "failed"])
     commit_neurons(store, "b", [0], ["ok"])
     service.check_counts(store, swept)
