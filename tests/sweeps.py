@@ -21,7 +21,8 @@ from polyray.cli import app
 from polyray.cluster import service
 from polyray.cluster.plan import PLANTING, STAGES, works
 from polyray.cluster.resolve import Resolved, resolve
-from polyray.cluster.work import WORKERS, Worker
+from polyray.cluster.scoring import WORKERS
+from polyray.cluster.work import Worker
 from polyray.config import Execution, load_config
 from polyray.overlay import opened
 from polyray.records import Receipt

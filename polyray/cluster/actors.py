@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import ray
 
 from polyray.cluster.plan import Actor, Sweep, Work
-from polyray.cluster.work import WORKERS, Failed, Worker
+from polyray.cluster.scoring import WORKERS
+from polyray.cluster.work import Failed, Worker
 from polyray.config import PoolConfig
 from polyray.records import Receipt
 

@@ -86,14 +86,13 @@ def resolve(config: Config, out: str) -> Resolved:
     gc.collect()
     if isinstance(science.encoder, StandIn) and trained and "efficientnet_lite0" in str(science.subject.name):
         notes.append("circular: the stand-in encoder and the subject are the same network, which judges itself")
-    if len(probe) < science.mine.K:
-        notes.append(f"the probe set has {len(probe)} images, fewer than K = {science.mine.K}")
-    if len(probe) < science.embed.n_pool:
-        notes.append(
-            f"the pool is the whole probe set: {len(probe)} images, fewer than n_pool = {science.embed.n_pool}"
-        )
-    notes += pool_notes(config, probe.labels)
-    notes += floor_note(config, sum(len(n) for n in neurons.values()), len(probe))
+    mined = mined_labels(config, probe.labels)
+    if len(mined) < science.mine.K:
+        notes.append(f"{len(mined)} images are mined, fewer than K = {science.mine.K}")
+    if len(mined) < science.embed.n_pool:
+        notes.append(f"the pool is all that is mined: {len(mined)} images, fewer than n_pool = {science.embed.n_pool}")
+    notes += pool_notes(config, mined)
+    notes += floor_note(config, sum(len(n) for n in neurons.values()), len(mined))
     contents = {
         "subject": subject_digest,
         "encoder": encoder_digest,
@@ -118,6 +117,30 @@ def resolve(config: Config, out: str) -> Resolved:
     known = contents | {"torch": torch.__version__}
     sweep = Sweep(config, out, len(probe), layers, swept, known, stages(science))
     return Resolved(sweep, identity(config, contents, VERSION), provenance, notes)
+
+
+def mined_labels(config: Config, labels: Sequence[str]) -> list[str]:
+    """Labels of the images that are mined, as far as they are known before any is read: all, or half of each class.
+
+    Raises:
+        ConfigError: there are fewer classes than neurons to plant of each kind, or K is more than half of what is
+            mined of the median class, so that the top K of a monosemantic neuron could not be pure.
+    """
+    plant, K = config.science.plant, config.science.mine.K
+    if plant is None:
+        return list(labels)
+    counts = {label: n - n // 2 for label, n in Counter(labels).items()}
+    if plant.per_kind > len(counts):
+        raise ConfigError(
+            f"science.plant.per_kind {plant.per_kind} is more than the probe set's {len(counts)} classes; lower it."
+        )
+    median = statistics.median(counts.values())
+    if median / 2 < K:
+        raise ConfigError(
+            f"science.plant: mine.K {K} is more than half of the {median:g} images of a class that are mined, so that "
+            "no neuron of one class could have pure top examples; lower mine.K or show more images of each class."
+        )
+    return [label for label, n in counts.items() for _ in range(n)]
 
 
 def pool_notes(config: Config, labels: Sequence[str]) -> list[str]:

@@ -1,12 +1,14 @@
 """What a reader is told before a sweep: floors of p, and pools that are too small."""
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from sweeps import tiny
 
-from polyray.cluster.resolve import floor_note, pool_notes
+from polyray.cluster.resolve import floor_note, mined_labels, pool_notes
 from polyray.config import Config, parse_config
+from polyray.errors import ConfigError
 
 
 def config(B: int, n_pool: int, K: int = 24) -> Config:
@@ -55,3 +57,24 @@ def test_a_pool_of_fewer_than_4_k_makes_selective_too_bold() -> None:
 def test_too_few_anchors_are_told() -> None:
     assert "one_concept has 51 draws, not B = 52" in told(101, 1000, B=52)
     assert "one_concept has" not in told(103, 1000, B=52)
+
+
+def planted(K: int, per_kind: int) -> Config:
+    raw = tiny(Path())
+    raw["science"]["mine"] |= {"K": K, "K_keep": K, "k_min": min(K, 20)}
+    raw["science"]["plant"] = {"per_kind": per_kind}
+    return parse_config(raw)
+
+
+def test_a_planted_sweep_mines_half_of_every_class() -> None:
+    labels = ["a"] * 81 + ["b"] * 80
+    assert mined_labels(config(10, 100), labels) == labels
+    assert Counter(mined_labels(planted(20, 2), labels)) == {"a": 41, "b": 40}
+
+
+def test_what_cannot_be_planted_is_refused_before_anything_is_read() -> None:
+    labels = ["a"] * 80 + ["b"] * 80
+    with pytest.raises(ConfigError, match="per_kind 3 is more than the probe set's 2 classes"):
+        mined_labels(planted(20, 3), labels)
+    with pytest.raises(ConfigError, match="K 21 is more than half of the 40 images of a class"):
+        mined_labels(planted(21, 2), labels)

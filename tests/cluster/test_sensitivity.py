@@ -15,7 +15,7 @@ from sweeps import LAYERS, PROMPTS, WIDTHS, Finished, by_hand, command, digests,
 import polyray
 from polyray.cluster import service, vary
 from polyray.cluster.resolve import Resolved
-from polyray.cluster.work import ScoringWorker
+from polyray.cluster.scoring import ScoringWorker
 from polyray.errors import StoreError
 from polyray.overlay import Overlay, opened
 from polyray.store import Store

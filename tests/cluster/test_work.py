@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from sweeps import LAYERS, WIDTHS
 
-from polyray.cluster import plan, work
+from polyray.cluster import plan, scoring
 from polyray.cluster.plan import Sweep, stages, works
 from polyray.cluster.resolve import Resolved
-from polyray.cluster.work import WORKERS, ScoringWorker, Worker
+from polyray.cluster.scoring import WORKERS, ScoringWorker
+from polyray.cluster.work import Worker
 from polyray.psi import cluster
 from polyray.records import Receipt
 from polyray.store import Store
@@ -56,7 +57,7 @@ def embedded(resolved: Resolved, tmp_path_factory: pytest.TempPathFactory) -> Em
 
 @pytest.fixture
 def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (plan, work):
+    for module in (plan, scoring):
         monkeypatch.setattr(module, "CLUSTER_NEURONS", UNIT)
 
 
@@ -68,7 +69,7 @@ class Watched(ScoringWorker):
         self.blocks: list[tuple[str, int]] = []
         self.most_bytes = 0
 
-    def block(self, unit: plan.Work) -> work._Block:
+    def block(self, unit: plan.Work) -> scoring._Block:
         found = super().block(unit)
         if (found.layer, found.start) not in self.blocks[-1:]:
             self.blocks.append((found.layer, found.start))
