@@ -15,6 +15,12 @@ paths or actors.
     calibrate   z, p and log_psi of each preset                                   -> neurons, null_neurons
     summarise   what needs the whole sweep: q, AUROC, trends, diagnoses           -> neuron_summary, layer_summary
 
+with neurons of known truth planted on the network, before window and at the end:
+
+    features    what the layers planted on give for one half of the images        -> plant_features
+    plant       linear probes on them become neurons of one, two, three classes   -> planted, plant_classes
+    recover     size, power, AUROC, k and names: was the truth found?             -> planted_neurons, planted_summary
+
 and, of a sweep that has ended:
 
     sensitivity its scores beside those of a variant with one thing changed       -> sensitivity, sensitivity_neurons
