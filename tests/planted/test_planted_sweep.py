@@ -1,14 +1,17 @@
 """A sweep with planted neurons, end to end on a real network, in one process."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 from sweeps import by_hand, write_config
 
 import polyray
+from polyray import cli
 from polyray.cluster.resolve import resolve
 from polyray.config import load_config
 from polyray.dataset import Dataset
@@ -81,3 +84,11 @@ def test_table_and_figure(swept: Dataset, tmp_path: Path) -> None:
     json.dumps(records)
     path = planted.draw(swept, tmp_path / "planted.png")
     assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_a_terminal_shows(swept: Dataset) -> None:
+    shown = io.StringIO()
+    cli._print_planted(Console(file=shown, width=200), planted.records(swept))
+    text = shown.getvalue()
+    for word in (*PLANTED_KINDS, LAYER, *planted.COLUMNS):
+        assert word in text
