@@ -184,6 +184,10 @@ class Science(Section):
     def _enough_examples(self) -> "Science":
         if self.embed.n_pool < self.mine.K:
             raise ValueError(f"embed.n_pool >= mine.K must hold, got {self.embed.n_pool} and {self.mine.K}")
+        if self.plant is not None and self.mine.band is not None:
+            raise ValueError(
+                "plant and mine.band exclude each other: what is planted is true of the top examples alone"
+            )
         if self.mine.k_min <= self.cluster.k_range[1]:
             raise ValueError(
                 f"mine.k_min must be above cluster.k_range[1], got {self.mine.k_min} and {self.cluster.k_range[1]}"

@@ -20,7 +20,7 @@ FOLDER = "variants"
 
 WRITES: dict[str, tuple[str, ...]] = {
     "merge": ("mined",),
-    "embed": ("embeddings", "vocabulary"),
+    "embed": ("embeddings", "vocabulary", "plant_classes"),
     "embed/vocabulary": ("vocabulary",),
     "cluster": ("scores", "clusters", "examples"),
     "draw": ("nulls", "scores"),

@@ -50,10 +50,14 @@ _RAW = (
     ("Q", _f64, "normalised mutual information of clusters and labels, 0 to 1; null where not scored"),
     ("Q_mean", _f64, "mean of Q under permuted labels; null where not scored"),
     ("Q_std", _f64, "standard deviation of Q under permuted labels; null where not scored"),
-    ("Q_p", _f64, "one-sided (b+1)/(B+1) of Q under permuted labels; null where not scored"),
+    ("Q_p", _f64, "one-sided (b+1)/(n+1) of Q under n = min(B, 1000) label permutations; null where not scored"),
     ("two_means", _f64, "1 − cosine between the centres of two clusters, 0 to 2 (a baseline); null where not scored"),
     ("D", _f64, "mean 1 − cosine between the cluster names' text embeddings; null where not scored"),
 )  # fmt: skip
+
+
+def _compared(component: str, preset: str) -> str:
+    return "Q's permutation z" if component == "Q" and preset != "paper" else component
 
 
 def _calibrated() -> tuple[tuple[str, pa.DataType, str], ...]:
@@ -61,11 +65,11 @@ def _calibrated() -> tuple[tuple[str, pa.DataType, str], ...]:
     for preset in PRESETS:
         for c in COMPONENTS:
             columns += [
-                (f"{preset}_{c}_mean", _f64, f"mean of {c} over the null draws of preset {preset}"),
-                (f"{preset}_{c}_std", _f64, f"standard deviation of {c} over the null draws of preset {preset}"),
+                (f"{preset}_{c}_mean", _f64, f"mean of {_compared(c, preset)} over the null draws of preset {preset}"),
+                (f"{preset}_{c}_std", _f64, f"standard deviation of {_compared(c, preset)} over the same draws"),
                 (f"{preset}_{c}_z", _f64, f"z of {c} against preset {preset}; 0 where the null is constant"),
                 (f"{preset}_{c}_hat", _f64, f"sigmoid of {preset}_{c}_z, 0 to 1"),
-                (f"{preset}_{c}_p", _f64, f"one-sided (b+1)/(B+1) of {c} against preset {preset}"),
+                (f"{preset}_{c}_p", _f64, f"one-sided (b+1)/(n+1) of {c} against the n draws of preset {preset}"),
             ]
         columns += [
             (f"{preset}_log_psi", _f64, "sum of log sigmoid(z) over S, Q, D; at most 0; 3 log 0.5 at chance"),
@@ -319,7 +323,7 @@ TABLES: dict[str, Table] = {
         ),
         Table(
             "null_neurons",
-            "As many null neurons of each kind as scored neurons, calibrated by the same code.",
+            "Null neurons of each kind beside the scored neurons (one for each anchor at most), calibrated alike.",
             (
                 ("kind", _str, "rotation, pool or one_concept"),
                 ("neuron", _i32, "index of the neuron that it stands beside"),
@@ -421,7 +425,11 @@ TABLES: dict[str, Table] = {
                 ("layer", _str, "name of the layer"),
                 ("metric", _str, "purity, balance, name_hit_frac, p05_frac, k_frac or auroc"),
                 ("kind", _str, "kind of planted neuron; for auroc the positives, held against mono"),
-                ("min_purity", _f64, "least purity of the neurons counted"),
+                (
+                    "min_purity",
+                    _f64,
+                    "least purity of the neurons counted; above 0 they need some balance too, see psi/recover.py",
+                ),
                 ("preset", _str, "preset; null where it does not apply"),
                 ("score", _str, "score or p behind the figure; for k_frac the number of clusters"),
                 ("value", _f64, "the figure; null where there is no neuron"),
@@ -459,7 +467,7 @@ TABLES: dict[str, Table] = {
                 ("log_psi", _f64, "log_psi under preset specific"),
                 ("p", _f64, "conjunctive p under preset specific"),
                 ("D_p", _f64, "p of D under preset specific"),
-                ("q", _f64, "Benjamini-Hochberg q of p over the variant's scored neurons"),
+                ("q", _f64, "q of p over the variant's scored neurons, by its calibrate.fdr"),
                 ("called", pa.bool_(), "q below alpha"),
                 ("adjusted_rand", _f64, "of its clusters and the sweep's; null: no example is clustered in both"),
                 ("diagnosis", _str, "name-sensitive: prompts or encoder change whether D_p is below 0.05; else null"),

@@ -62,6 +62,9 @@ def with_value(raw: dict[str, Any], key: str, value: object) -> dict[str, Any]:
     return raw
 
 
+BANDED = with_value(raw_config(), "science.mine.band", [0.4, 0.5])
+
+
 def leaves(model: BaseModel, prefix: str = "") -> Iterator[tuple[str, FieldInfo, Any]]:
     """Dotted key, field and value of everything in a config that is not a section."""
     for name, field in type(model).model_fields.items():
@@ -192,6 +195,10 @@ def test_value_out_of_bounds_is_refused_with_key_and_value(key: str, value: obje
         (with_value(raw_config(), "science.mine", {"K": 100, "K_keep": 50}), "k_min <= K <= K_keep"),
         (with_value(raw_config(), "science.mine.band", [0.6, 0.5]), "band[0] < band[1]"),
         (with_value(raw_config(), "science.mine.band", [0.5, 0.5]), "band[0] < band[1]"),
+        (
+            with_value(with_value(raw_config(), "science.plant", {}), "science.mine.band", [0.4, 0.5]),
+            "exclude each other",
+        ),
         (with_value(raw_config(), "science.embed.n_pool", 99), "n_pool >= mine.K"),
         (with_value(raw_config(), "science.cluster.k_range", [4, 3]), "k_range[0] <= k_range[1]"),
         (with_value(raw_config(), "science.cluster.k_range", [1, 3]), "2 <= k_range[0]"),

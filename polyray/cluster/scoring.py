@@ -233,7 +233,8 @@ class ScoringWorker(Worker):
         for n in sorted(set(size.values())):
             neurons = np.array(sorted(neuron for neuron in size if size[neuron] == n), dtype=np.int64)
             labels = self.images.label_of[example[np.isin(of, neurons)]].reshape(len(neurons), n)
-            tables.append(draw.null_neurons(kind, neurons, n, labels, word, self.science, layer.data))
+            places = np.searchsorted(self.sweep.neurons[layer.name], neurons)
+            tables.append(draw.null_neurons(kind, neurons, n, labels, word, self.science, layer.data, places))
         return self.write(work, {"scores": columns.concat("scores", tables)})
 
     def _dim(self) -> int:

@@ -24,7 +24,7 @@ from polyray import columns, overlay
 from polyray.cluster.changes import changed, parsed
 from polyray.cluster.plan import STAGES, Actor, Sweep
 from polyray.cluster.progress import expected_units
-from polyray.cluster.resolve import Resolved
+from polyray.cluster.resolve import Resolved, floor_note, mined_labels, pool_notes
 from polyray.config import Config, Execution, Science, identity, override, parse_config, run_id
 from polyray.errors import ConfigError, DataError, ModelError, StoreError
 from polyray.models.encoders import load_encoder
@@ -220,6 +220,8 @@ class _Source:
         fields = self._identity(science, contents)
         if fields == self.identity:
             return None
+        provenance["notes"] = self._warnings(science)
+        notes += [f"{key}={shown}: {note}" for note in provenance["notes"]]
         steps = (*_STEPS.get(key, _RESCORE), *(["recover"] if science.plant else []))
         provenance["variant"] = overlay.described(self.base, steps) | {"vary": key, "value": shown}
         text = Path(shown).name if key == "prompts" else shown
@@ -235,6 +237,18 @@ class _Source:
             {step: _actor(step) for step in steps},
         )
         return Variant(key, shown, Resolved(sweep, fields, provenance))
+
+    def _warnings(self, science: Science) -> list[str]:
+        """What the same settings would have been warned of in a sweep, beside what this sweep was.
+
+        Raises:
+            ConfigError: as for a sweep, a K of which no planted neuron could have as many pure examples.
+        """
+        config = self.config.model_copy(update={"science": science})
+        mined = mined_labels(config, self.base.read("images", columns=["label"])["label"].to_pylist())
+        n_neurons = sum(len(n) for n in self.neurons.values())
+        found = pool_notes(config, mined) + floor_note(config, n_neurons, len(mined))
+        return [note for note in found if note not in self.provenance.get("notes", ())]
 
     def _encoder(self, science: Science) -> tuple[str, bool, list[str]]:
         """Digest, whether it is trained, notes; loaded once for each encoder."""

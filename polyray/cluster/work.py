@@ -25,7 +25,7 @@ from polyray.errors import ModelError, StoreError
 from polyray.models.encoders import load_encoder
 from polyray.models.vision import load_subject
 from polyray.models.vocabulary import load_prompts, prompts_digest
-from polyray.overlay import opened
+from polyray.overlay import base_of, opened
 from polyray.probes.images import open_probe
 from polyray.psi import embed, extract, mine, plant
 from polyray.records import PartInfo, Receipt
@@ -101,7 +101,8 @@ class Worker:
         """Those that are mined: all, or the half on which no planted neuron was fitted."""
         if self.science.plant is None:
             return self.all_images
-        return plant.mined_half(self.all_images, self.science.seed)
+        # A variant's seed is of its scores: the halves stay those of the sweep that mined them.
+        return plant.mined_half(self.all_images, int(base_of(self.store).run["config"]["science"]["seed"]))
 
     def write(
         self, work: Work, rows: dict[str, pa.Table | dict[str, pa.Table]], failed: Sequence[mine.Failure] = ()
@@ -170,13 +171,13 @@ class SubjectWorker(Worker):
     def _plant(self, work: Work) -> list[PartInfo]:
         images = self.all_images
         encoder = load_encoder(self.science.encoder, self.science.numerics)
-        text = encoder.encode_prompts(images.labels).double().numpy()
+        classes = plant.class_rows(encoder, images)
+        text = columns.padded(classes["embedding"], 0).astype(np.float64)
         del encoder
         planted = {
             layer: plant.fit(self.store.read("plant_features", layer), layer, self.science, images, text)
             for layer in self.infos
         }
-        classes = columns.table("plant_classes", {"label": images.labels, "embedding": list(text)})
         return self.write(work, {"planted": planted, "plant_classes": classes})
 
     def _install(self) -> None:
@@ -199,8 +200,11 @@ class EncoderWorker(Worker):
 
     def parts(self, work: Work) -> list[PartInfo]:
         if work.kind == "vocabulary":
-            rows = embed.vocabulary(self.encoder, self.prompts)
-            return [self.store.write_part("vocabulary", work.key, rows, None)]
+            tables = {"vocabulary": embed.vocabulary(self.encoder, self.prompts)}
+            if self.science.plant is not None and "embed" in self.sweep.steps and "plant" not in self.sweep.steps:
+                # A variant with another encoder: what names hit is told in that encoder's space.
+                tables["plant_classes"] = plant.class_rows(self.encoder, self.images)
+            return self.write(work, dict(tables))
         if self._ids is None or self._ids[0] != work.of_layer:
             self._ids = (work.of_layer, filed_patches(self.store, work.of_layer))
         ids = self._ids[1][work.start : work.stop]

@@ -35,7 +35,11 @@ class Nulls(NamedTuple):
 
 
 def nulls(draws: pa.Table) -> Nulls:
-    """Groups rows of `nulls` (the layer's and the shared ones)."""
+    """Groups rows of `nulls` (the layer's and the shared ones).
+
+    Draws that could not be clustered (all vectors alike) are left out, as neurons and null neurons are.
+    """
+    draws = draws.filter(pa.compute.greater(draws["k"], 1))
     S: dict[tuple[str, int], NDArray[np.float64]] = {}
     Q_z: dict[tuple[str, int], NDArray[np.float64]] = {}
     D: dict[tuple[str, int], NDArray[np.float64]] = {}

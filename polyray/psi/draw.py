@@ -198,6 +198,7 @@ def null_neurons(
     layer: int,
     science: Science,
     data: Space,
+    places: NDArray[np.int64] | None = None,
 ) -> pa.Table:
     """Null neurons that stand beside real ones, from draws with seeds of their own.
 
@@ -209,10 +210,16 @@ def null_neurons(
         layer: counter word of the layer.
         science: the sweep's settings.
         data: the layer's vectors.
+        places: their places among the layer's neurons that are swept; by default their indices.
 
     Returns:
-        Rows of `scores`; none where the pool has fewer than n patches.
+        Rows of `scores`; none where the pool has fewer than n patches. Each one_concept null neuron has an anchor of
+        its own: beside neurons whose place is beyond the last anchor stands none.
     """
+    places = neurons if places is None else places
+    if kind == "one_concept":
+        able = places < len(anchors(data, science.seed, _POOLED[kind][1], layer))
+        neurons, labels, places = neurons[able], labels[able], places[able]
     tables = []
     for start in range(0, len(neurons), CHUNK):
         part = neurons[start : start + CHUNK]
@@ -230,7 +237,8 @@ def null_neurons(
             gram = cluster.gram(vectors)
             y = torch.from_numpy(labels[start : start + CHUNK])
         elif n <= len(data.pool):
-            at = _POOLED[kind][2](data, n, items, science.seed, _POOLED[kind][1], layer)
+            place = torch.from_numpy(places[start : start + CHUNK])
+            at = _POOLED[kind][2](data, n, place, science.seed, _POOLED[kind][1], layer)
             gram = data.gram_of(at)
             text = data.pool_text[at]
             y = torch.from_numpy(data.pool_label)[at]

@@ -19,6 +19,7 @@ from polyray import columns
 from polyray.config import Science
 from polyray.errors import DataError
 from polyray.kernels import random
+from polyray.models.encoders import Encoder
 from polyray.models.planted import N_PARTS, Weights, planted_name
 from polyray.models.vision import Subject
 from polyray.probes.images import ProbeSet, view
@@ -28,6 +29,8 @@ from polyray.schema import PLANTED_KINDS
 N_MAPS = 40
 """Images of a class whose whole feature maps are kept, to see how large its evidence gets: mean and deviation of a
 maximum, for which this many will do."""
+MIN_FIT = 10
+"""Fewest images of a class on which its evidence is fitted and scaled."""
 SHRINK = 0.1
 """Share of the mean variance added to every direction's: pulls noisy directions of the covariance towards a sphere."""
 N_TRIALS = 50
@@ -183,7 +186,8 @@ def groups(similarity: NDArray[np.float64], n: int, seed: int, word: int) -> dic
 
     Returns:
         By kind, n distinct groups: `mono` single classes, `order2`, `unequal` and `order3` groups whose pairs are all
-        in the lowest third of similarity, `siblings` the n most similar pairs, `noise` empty groups.
+        in the lowest third of similarity, `siblings` the n most similar pairs, `noise` empty groups. Groups of
+        different kinds come from one random order of the classes, and often share some.
 
     Raises:
         DataError: there are not so many groups of a kind.
@@ -232,6 +236,13 @@ def rarer(science: Science, n_common: int, n_rare: int) -> float:
     return float(norm.isf(rare) - norm.isf(common))
 
 
+def class_rows(encoder: Encoder, images: Images) -> pa.Table:
+    """Rows of `plant_classes`: the text vectors of the class names."""
+    return columns.table(
+        "plant_classes", {"label": images.labels, "embedding": list(encoder.encode_prompts(images.labels).numpy())}
+    )
+
+
 def fit(rows: pa.Table, layer: str, science: Science, images: Images, text: NDArray[np.float64]) -> pa.Table:
     """Fits the planted neurons of one layer.
 
@@ -243,7 +254,7 @@ def fit(rows: pa.Table, layer: str, science: Science, images: Images, text: NDAr
         text: unit text vectors of the class names [classes, t], in the order of `images.labels`.
 
     Returns:
-        Rows of `planted`. Classes without an image to fit or to mine take no part.
+        Rows of `planted`. Classes with fewer than `MIN_FIT` images to fit on or K to mine take no part.
 
     Raises:
         DataError: too few classes for the neurons asked for.
@@ -254,8 +265,8 @@ def fit(rows: pa.Table, layer: str, science: Science, images: Images, text: NDAr
     label = images.label_of[columns.numbers(rows, "example")]
     n_mined = np.bincount(images.label_of[split(images, science.seed).mined], minlength=len(images.labels))
     has_map = rows["map"].is_valid().to_numpy(zero_copy_only=False)
-    present = np.unique(label[has_map])
-    present = present[n_mined[present] > 0]
+    n_fitted = np.bincount(label[has_map], minlength=len(images.labels))
+    present = np.flatnonzero((n_fitted >= MIN_FIT) & (n_mined >= science.mine.K))
     known = np.isin(label, present)
     y = np.searchsorted(present, label)
     mapped = rows.filter(pa.array(has_map & known))
@@ -304,4 +315,5 @@ def install(subject: Subject, planted: Mapping[str, pa.Table]) -> None:
     if subject.plants is None:
         raise ValueError("nothing is planted on this subject")
     for layer in subject.plants.layers:
-        subject.plants.neurons(layer).install(weights(planted[planted_name(layer)]))
+        if planted_name(layer) in planted:  # else none of its neurons is swept
+            subject.plants.neurons(layer).install(weights(planted[planted_name(layer)]))

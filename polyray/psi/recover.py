@@ -20,6 +20,8 @@ from polyray.schema import PLANTED_KINDS, PRESETS
 PURITIES = (0.0, 0.5, 0.8, 0.9, 0.95)
 """Figures are given for the neurons of at least this purity."""
 LEVEL = 0.05
+BALANCE = 0.5
+"""Least balance at which a neuron counts as pure in several classes: one that shows one class alone is no such one."""
 POLYSEMANTIC = ("order2", "order3")
 """Kinds that power and AUROC are about; siblings, unequal and noise are reported beside them."""
 
@@ -93,7 +95,8 @@ def planted_summary(layers: list[str], found: pa.Table, neurons: pa.Table, scien
         science: the sweep's settings.
 
     Returns:
-        Rows of `planted_summary`. Shares have Wilson intervals, AUROCs bootstrap intervals.
+        Rows of `planted_summary`. Shares have Wilson intervals, AUROCs bootstrap intervals. At a least purity above 0 a
+        neuron of several classes counts only with a balance of at least `BALANCE` (`unequal`: with both classes).
     """
     rows = _Rows()
     for layer in layers:
@@ -102,13 +105,17 @@ def planted_summary(layers: list[str], found: pa.Table, neurons: pa.Table, scien
         kind = of["kind"].to_numpy(zero_copy_only=False)
         # Noise has no purity: it is reported once, with everything.
         purity = np.nan_to_num(columns.numbers(of, "purity").astype(np.float64), nan=0.0)
+        balance = np.nan_to_num(columns.numbers(of, "balance").astype(np.float64), nan=0.0)
+        # The rarer class of `unequal` has to be there at all.
+        needed = np.select([np.isin(kind, ("order2", "order3", "siblings")), kind == "unequal"], [BALANCE, 1e-9], 0.0)
         ok = of["status"].to_numpy(zero_copy_only=False) == "ok"
         for least in PURITIES:
-            pure = ok & (purity >= least)
+            pure = ok & ((least == 0) | (purity >= least) & (balance >= needed))
             for k in PLANTED_KINDS:
                 chosen = pure & (kind == k)
                 if k != "noise" or least == 0:
-                    _of_kind(rows, layer, k, least, of.filter(pa.array(chosen)), scored.filter(pa.array(chosen)))
+                    these = pa.array(chosen)
+                    _of_kind(rows, layer, k, least, of.filter(these), scored.filter(these), science.cluster.k_range)
             for name, positive in (
                 *((k, kind == k) for k in PLANTED_KINDS[1:-1]),
                 ("order2+3", np.isin(kind, POLYSEMANTIC)),
@@ -165,7 +172,9 @@ class _Rows:
         return columns.table("planted_summary", {c: [r[c] for r in self.rows] for c in names})
 
 
-def _of_kind(rows: _Rows, layer: str, kind: str, least: float, of: pa.Table, scored: pa.Table) -> None:
+def _of_kind(
+    rows: _Rows, layer: str, kind: str, least: float, of: pa.Table, scored: pa.Table, k_range: tuple[int, int]
+) -> None:
     for metric in ("purity", "balance", "name_hit_frac"):
         values = columns.numbers(of, metric).astype(np.float64)
         values = values[~np.isnan(values)]
@@ -175,7 +184,7 @@ def _of_kind(rows: _Rows, layer: str, kind: str, least: float, of: pa.Table, sco
             p = columns.numbers(scored, f"{preset}_p" if score == "p" else f"{preset}_{score}_p").astype(np.float64)
             rows.share(layer, "p05_frac", kind, least, p[~np.isnan(p)] < LEVEL, preset=preset, score=score)
     k = columns.numbers(of, "k").astype(np.int64)
-    for value in np.unique(k).tolist():
+    for value in range(k_range[0], k_range[1] + 1):
         rows.share(layer, "k_frac", kind, least, k == value, score=str(value))
 
 

@@ -124,20 +124,22 @@ def _layer(
     n_ok = int(ok.sum())
     scored = neurons.filter(pa.array(ok))
     rows.add(layer, "n_not_calibrated", int(np.isnan(_float(scored, "specific_p")).sum()), n_ok, preset="specific")
-    rows.add(layer, "called_frac", float(called[ok].mean()) if n_ok else np.nan, n_ok, preset="specific")
+    tested = ok & ~np.isnan(_float(neurons, "specific_p"))
+    rows.add(layer, "called_frac", _share(called[tested]), int(tested.sum()), preset="specific")
     rows.add(layer, "median_k", _median(_float(scored, "k")), n_ok)
     kinds = null_neurons["kind"].to_numpy(zero_copy_only=False)
     null_p = _float(null_neurons, "specific_p")
     for kind in NULL_KINDS:
-        p = null_p[kinds == kind]
-        frac = float((p <= threshold).mean()) if len(p) else np.nan
-        rows.add(layer, "null_called_frac", frac, len(p), preset="specific", null_kind=kind)
+        p = null_p[(kinds == kind) & ~np.isnan(null_p)]
+        rows.add(layer, "null_called_frac", _share(p <= threshold), len(p), preset="specific", null_kind=kind)
     for preset in PRESETS:
-        rows.add(layer, "median_log_psi", _median(_float(scored, f"{preset}_log_psi")), n_ok, preset=preset)
         p = _float(scored, f"{preset}_p")
-        rows.add(layer, "p05_frac", float((p < 0.05).mean()) if n_ok else np.nan, n_ok, preset=preset)
+        p = p[~np.isnan(p)]
+        rows.add(layer, "median_log_psi", _median(_float(scored, f"{preset}_log_psi")), len(p), preset=preset)
+        rows.add(layer, "p05_frac", _share(p < 0.05), len(p), preset=preset)
         for c in ("S", "Q", "D"):
-            rows.add(layer, "median_z", _median(_float(scored, f"{preset}_{c}_z")), n_ok, preset=preset, score=c)
+            z = _float(scored, f"{preset}_{c}_z")
+            rows.add(layer, "median_z", _median(z), int((~np.isnan(z)).sum()), preset=preset, score=c)
         wanted = [f"{preset}_{c}_z" for c in ("S", "Q", "D")] + [f"{preset}_log_psi"]
         real = scores_of({c: _float(scored, c) for c in wanted}, preset)
         fake = scores_of({c: _float(null_neurons, c) for c in wanted}, preset)
@@ -150,7 +152,7 @@ def _layer(
                     layer,
                     "auroc",
                     statistics.auroc(a, b),
-                    len(a),
+                    min(len(a), len(b)),
                     preset=preset,
                     null_kind=kind,
                     score=name,
@@ -205,6 +207,10 @@ def _float(rows: pa.Table, column: str) -> NDArray[np.float64]:
 
 def _finite(values: NDArray[np.float64]) -> torch.Tensor:
     return torch.from_numpy(values[~np.isnan(values)])
+
+
+def _share(hits: NDArray[np.bool_]) -> float:
+    return float(hits.mean()) if len(hits) else np.nan
 
 
 def _median(values: NDArray[np.float64]) -> float:

@@ -60,6 +60,7 @@ class Figures:
         rows = dataset["planted_summary"].to_table().to_pylist()
         keys = ("layer", "metric", "kind", "min_purity", "preset", "score")
         self.purities = sorted({r["min_purity"] for r in rows})
+        self.ks = sorted({int(r["score"]) for r in rows if r["metric"] == "k_frac"})
         self._rows = {tuple(r[k] for k in keys): r for r in rows}
 
     def get(
@@ -73,8 +74,8 @@ class Figures:
 def records(dataset: Dataset) -> list[dict[str, Any]]:
     """One record for each layer and kind: what `COLUMNS` says, for the neurons of purity at least 0.95.
 
-    Purity and balance are means over all neurons of the kind. AUROCs are against monosemantic neurons. For noise, which
-    has no purity, p is of all its neurons.
+    Purity and balance are means over all scored neurons of the kind. AUROCs are against monosemantic neurons. For
+    noise, which has no purity, p is of all its neurons.
     """
     figures = Figures(dataset)
     found = []
@@ -190,7 +191,7 @@ def _aurocs(axes: Axes, figures: Figures, layer: str) -> None:
 
 
 def _confusion(axes: Axes, figures: Figures, layer: str) -> None:
-    ks = list(range(2, 7))
+    ks = figures.ks
     kinds = PLANTED_KINDS[:-1]
     shares = [[figures.get(layer, "k_frac", kind, PURE, score=str(k))["value"] or 0.0 for k in ks] for kind in kinds]
     axes.imshow(shares, vmin=0, vmax=1, cmap="Blues", aspect="auto")

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 from kernels.memory import peak_bytes
+from scipy.spatial.distance import cosine
 from sklearn.metrics import normalized_mutual_info_score
 
 from polyray.kernels import scores
-from polyray.kernels.scores import name_clusters, name_distance, nmi, permuted_moments, permuted_nmi
+from polyray.kernels.scores import center_distance, name_clusters, name_distance, nmi, permuted_moments, permuted_nmi
 
 
 def unit(x: np.ndarray) -> np.ndarray:
@@ -279,3 +280,20 @@ def test_a_name_is_at_distance_0_from_itself_whatever_rounding_says() -> None:
     assert got.dtype == torch.float64
     assert got[:2].tolist() == [0.0, 0.0]
     assert got[2].item() == pytest.approx(2 * 0.75 / 3, abs=1e-12)
+
+
+def test_center_distance_is_the_cosine_between_centres() -> None:
+    rng = np.random.default_rng(5)
+    x = rng.normal(size=(4, 9, 6)) + 0.5
+    labels = rng.integers(0, 2, (4, 9))
+    labels[1, :3] = 2  # belongs to neither
+    found = center_distance(torch.from_numpy(x @ x.transpose(0, 2, 1)), torch.from_numpy(labels))
+    for g in range(4):
+        a, b = (x[g][labels[g] == c].mean(0) for c in (0, 1))
+        assert float(found[g]) == pytest.approx(cosine(a, b), abs=1e-12)
+
+
+def test_center_distance_of_one_cluster_or_a_zero_centre_is_nan() -> None:
+    x = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]])
+    gram = (x @ x.T)[None].repeat(2, 1, 1)
+    assert torch.isnan(center_distance(gram, torch.tensor([[0, 0, 0], [0, 0, 1]]))).tolist() == [True, True]

@@ -12,11 +12,16 @@ from sweeps import by_hand, write_config
 
 import polyray
 from polyray import cli
+from polyray.cluster import vary
 from polyray.cluster.resolve import resolve
+from polyray.cluster.scoring import WORKERS
 from polyray.config import load_config
 from polyray.dataset import Dataset
+from polyray.errors import ConfigError
+from polyray.overlay import opened
 from polyray.report import planted
 from polyray.schema import PLANTED_KINDS
+from polyray.store import Store
 
 PER_KIND = 4
 LAYER = "planted.blocks.6"
@@ -92,3 +97,33 @@ def test_what_a_terminal_shows(swept: Dataset) -> None:
     text = shown.getvalue()
     for word in (*PLANTED_KINDS, LAYER, *planted.COLUMNS):
         assert word in text
+
+
+def test_variants_recover_as_well(swept: Dataset) -> None:
+    asked = vary.resolve(str(swept.path), ["K=10,7", "encoder={kind: standin, input_px: 48}", "seed=1"])
+    found = {}
+    for variant in asked.variants:
+        by_hand(variant.resolved, Path(variant.resolved.sweep.out))
+        found[variant.label] = opened(variant.resolved.sweep.out)
+    fewer, _, encoder, seed = found.values()
+    examples = swept["examples"].to_table().to_pylist()
+    for row in fewer.read("planted_neurons").to_pylist():
+        mine = [e["label"] for e in examples if e["neuron"] == row["neuron"] and e["rank"] < 10]
+        inside = [x for x in mine if x in row["classes"]]
+        assert row["purity"] == (pytest.approx(len(inside) / 10) if row["planted_order"] else None)
+    # Names are told in the variant's own text space; that of this encoder is the sweep's.
+    assert "plant_classes" in Store(encoder.out).digests()
+    assert encoder.read("plant_classes").equals(Store(swept.path).read("plant_classes"))
+    assert encoder.read("planted_summary").num_rows == swept["planted_summary"].count_rows()
+    # Another seed of the scores is no other half of the images.
+    workers = [WORKERS["scoring"](v.resolved.sweep) for v in asked.variants if v.vary == "seed"]
+    fitted = set(swept["plant_features"].to_table()["example"].to_pylist())
+    assert not fitted & set(workers[0].images.distinct.tolist())
+    assert seed.read("planted_neurons")["purity"].equals(Store(swept.path).read("planted_neurons")["purity"])
+
+
+def test_a_k_of_which_no_neuron_could_be_pure_is_refused(swept: Dataset, tmp_path: Path) -> None:
+    raw = settings(tmp_path)
+    raw["science"]["mine"] |= {"K_keep": 20, "K": 13}
+    with pytest.raises(ConfigError, match="K 13 is more than half of the 24 images"):
+        resolve(load_config(write_config(tmp_path / "planted.yaml", raw)), str(tmp_path / "out"))

@@ -97,7 +97,12 @@ def test_size_power_and_auroc(world: dict[str, list[dict[str, Any]]], found: pa.
     figures = {tuple(r[c] for c in ("metric", "kind", "min_purity", "preset", "score")): r for r in rows}
     assert len(figures) == len(rows)
     scored = [f | n for f, n in zip(found.to_pylist(), world["neurons"], strict=True) if f["status"] == "ok"]
-    pure = [r for r in scored if (r["purity"] or 0.0) >= least]
+    needed = {"order2": 0.5, "order3": 0.5, "siblings": 0.5, "unequal": 1e-9}
+    pure = [
+        r
+        for r in scored
+        if least == 0 or ((r["purity"] or 0.0) >= least and (r["balance"] or 0.0) >= needed.get(r["kind"], 0.0))
+    ]
     for kind in PLANTED_KINDS:
         of = [r for r in pure if r["kind"] == kind]
         if kind == "noise" and least > 0:
@@ -115,9 +120,11 @@ def test_size_power_and_auroc(world: dict[str, list[dict[str, Any]]], found: pa.
                     assert (row["low"], row["high"]) == pytest.approx((low, high), abs=1e-9)
                 else:
                     assert row["value"] is None
-        for k in {r["k"] for r in of}:
-            share = sum(r["k"] == k for r in of) / len(of)
-            assert figures["k_frac", kind, least, None, str(k)]["value"] == pytest.approx(share)
+        for k in range(2, 7):
+            share = sum(r["k"] == k for r in of) / len(of) if of else None
+            assert figures["k_frac", kind, least, None, str(k)]["value"] == (
+                None if share is None else pytest.approx(share)
+            )
     mono = [r for r in pure if r["kind"] == "mono"]
     many = [r for r in pure if r["kind"] in ("order2", "order3")]
     for key, column in ((("specific", "log_psi"), "specific_log_psi"), ((None, "two_means"), "two_means")):

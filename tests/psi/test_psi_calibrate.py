@@ -320,3 +320,13 @@ def test_draws_of_permuted_coordinates_are_wanted_only_where_asked_for(rows: Any
         require_draws(as_table("nulls", rows[1]), asked, SIZES, N_POOL)
     more = [d | {"kind": "permute_dims", "Q": None, "D": None} for d in rows[1] if d["kind"] == "rotation"]
     require_draws(as_table("nulls", [*rows[1], *more]), asked, SIZES, N_POOL)
+
+
+def test_draws_that_could_not_be_clustered_are_no_draws(rows: Any) -> None:
+    scored, draws = rows
+    alike = [d | {"k": 1, "S": 0.0, "D": 0.0} for d in draws if d["kind"] == "one_concept" and d["draw"] < 10]
+    table = as_table("scores", scored)
+    found = calibrated(table, nulls(as_table("nulls", [*draws, *alike])), science())
+    expected = calibrated(table, nulls(as_table("nulls", draws)), science())
+    for name, values in expected.items():
+        np.testing.assert_array_equal(found[name], values, err_msg=name)

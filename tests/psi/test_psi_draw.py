@@ -348,3 +348,16 @@ def test_a_pool_smaller_than_the_set_gives_no_draws(world: Any) -> None:
         assert len(draw(kind, N, range(5), LAYER, chosen, few)) == 0
         assert len(null_neurons(kind, np.arange(5), N, no_labels(5), LAYER, chosen, few)) == 0
     assert len(null_neurons("rotation", np.arange(5), N, no_labels(5), LAYER, chosen, few)) == 5
+
+
+def test_each_one_concept_null_neuron_has_an_anchor_of_its_own(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen, data = world
+    n_anchors = len(data.pool) // 2
+    neurons = np.arange(n_anchors - 3, n_anchors + 4)
+    rows = null_neurons("one_concept", neurons, N, no_labels(len(neurons)), LAYER, chosen, data)
+    assert rows["neuron"].to_pylist() == neurons[:3].tolist()
+    # Places count, not indices: a selection of late neurons has null neurons too.
+    watched = Watched(monkeypatch)
+    moved = null_neurons("one_concept", neurons, N, no_labels(len(neurons)), LAYER, chosen, data, np.arange(7))
+    assert moved["neuron"].to_pylist() == neurons.tolist()
+    assert len({tuple(sorted(m)) for m in watched.members(data)}) == 7

@@ -81,12 +81,12 @@ def assert_calibrated(
     assert stats.ks_2samp(raw, null).pvalue > 0.01
 
 
-@pytest.mark.parametrize("kind", POOLED.values())
 @pytest.mark.parametrize("score_name", ["S", "Q_z", "D"])
-def test_fresh_sets_of_another_seed(world: World, kind: str, score_name: str) -> None:
-    null = column(world.draws[kind], score_name)
+def test_fresh_sets_of_another_seed(world: World, score_name: str) -> None:
+    """Of the pool alone: another seed's one_concept sets lie around many of the same anchors, and would be the same."""
+    null = column(world.draws["pool"], score_name)
     assert len(set(null)) > 100
-    assert_calibrated(column(world.other_seed[kind], score_name), null)
+    assert_calibrated(column(world.other_seed["pool"], score_name), null)
 
 
 @pytest.mark.parametrize(("preset", "kind"), POOLED.items())
@@ -154,7 +154,7 @@ def concept_p(n_worlds: int, n_pool: int, n_draws: int) -> NDArray[np.float64]:
         data = space_of(x, label, prompts)
         draws = draw("one_concept", 8, range(n_draws), LAYER, chosen, data)
         fresh = null_neurons(
-            "one_concept", np.arange(n_pool // 2), 8, np.zeros((n_pool, 8), dtype=np.int64), LAYER, chosen, data
+            "one_concept", np.arange(n_pool // 2), 8, np.zeros((n_pool // 2, 8), dtype=np.int64), LAYER, chosen, data
         )
         found.append(calibrated(fresh, nulls(draws), chosen)["specific_S_p"])
     return np.concatenate(found)

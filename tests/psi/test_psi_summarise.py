@@ -131,8 +131,7 @@ def test_fdr_decides_how_q_is_made(tables: Any, fdr: str, method: str) -> None:
             assert row["q"] == (None if expected is None else pytest.approx(expected, rel=1e-12))
             assert row["called"] == (None if expected is None else expected < 0.05)
             n_called += bool(row["called"])
-    n_ok = figure(rows, None, "n_ok")["value"]
-    assert figure(rows, None, "called_frac", preset="specific")["value"] == pytest.approx(n_called / n_ok)
+    assert figure(rows, None, "called_frac", preset="specific")["value"] == pytest.approx(n_called / len(q))
     assert naive_q(neurons, "fdr_by") != naive_q(neurons, "fdr_bh")
 
 
@@ -171,9 +170,10 @@ def test_discoveries_and_null_calls_answer_to_one_threshold(tables: Any, summary
     q = naive_q(neurons)
     ok = [r for r in of_layer(neurons, layer) if r["status"] == "ok"]
     called = figure(rows, layer, "called_frac", preset="specific")
-    assert called["n"] == len(ok)
+    tested = [r for r in ok if r.get("specific_p") is not None]
+    assert called["n"] == len(tested)
     n_called = sum(q.get((r["layer"], r["neuron"]), 1.0) < 0.05 for r in ok)
-    assert called["value"] == (pytest.approx(n_called / len(ok)) if ok else None)
+    assert called["value"] == (pytest.approx(n_called / len(tested)) if tested else None)
     largest = max(r["specific_p"] for r in neurons if q.get((r["layer"], r["neuron"]), 1.0) < 0.05)
     for kind in NULL_KINDS:
         p = [r["specific_p"] for r in of_layer(beside, layer) if r["kind"] == kind]
@@ -246,8 +246,8 @@ def test_medians_and_shares(tables: Any, summary: Any) -> None:
         for preset in PRESETS:
             found = figure(rows, layer, "median_log_psi", preset=preset)
             assert found["value"] == pytest.approx(np.median([r[f"{preset}_log_psi"] for r in known]))
-            assert found["n"] == len(scored)
-            share = sum(r[f"{preset}_p"] < 0.05 for r in known) / len(scored)
+            assert found["n"] == len(known)
+            share = sum(r[f"{preset}_p"] < 0.05 for r in known) / len(known)
             assert figure(rows, layer, "p05_frac", preset=preset)["value"] == pytest.approx(share)
             for c in COMPONENTS:
                 median = np.median([r[f"{preset}_{c}_z"] for r in known])
