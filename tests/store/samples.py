@@ -60,7 +60,8 @@ def rows_of(table: str, n: int, seed: int = 0, null_frac: float = 0.2) -> pa.Tab
     columns = {}
     for f in TABLES[table].schema:
         if f.name in TABLES[table].key:
-            values = list(range(n)) if pa.types.is_integer(f.type) else [f"{i:05d}" for i in range(n)]
+            numeric = pa.types.is_integer(f.type) or pa.types.is_floating(f.type)
+            values = list(range(n)) if numeric else [f"{i:05d}" for i in range(n)]
             rng.shuffle(values)
         else:
             values = [None if rng.random() < null_frac else value(f.type, rng) for _ in range(n)]

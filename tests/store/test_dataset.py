@@ -116,7 +116,7 @@ def test_neurons_carry_their_summary(tmp_path):
     expected = summarised(store)
     rows = open(tmp_path)["neurons"].to_table()
     assert rows.column_names == [*empty_rows("neurons").column_names, "q", "called", "diagnosis"]
-    assert rows.schema.field("q").metadata[b"doc"].startswith(b"Benjamini")
+    assert b"calibrate.fdr" in rows.schema.field("q").metadata[b"doc"]
     found = {(r["layer"], r["neuron"]): (r["q"], r["called"], r["diagnosis"]) for r in rows.to_pylist()}
     assert found == expected
     assert list(found) == sorted(expected)
