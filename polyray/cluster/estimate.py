@@ -21,7 +21,7 @@ from polyray.models.readouts import LayerInfo
 from polyray.models.vision import Subject, load_subject, resolve_neurons
 from polyray.models.vocabulary import load_prompts
 from polyray.probes.images import open_probe
-from polyray.psi import cluster
+from polyray.psi import cluster, space
 from polyray.schema import NULL_KINDS
 
 _TINY_IMAGENET = {"val": 10_000, "train": 100_000}
@@ -243,7 +243,7 @@ def _seconds_per_set(config: Config) -> float:
     none = np.zeros(0, dtype=np.int64)
     half = np.zeros((0, 1), dtype=np.float16)
     flat = np.zeros(1, dtype=np.float32)
-    data = cluster.Space(none, half, None, none.astype(bool), flat, flat, none, none, [], words)
+    data = space.Space(none, half, None, none.astype(bool), flat, flat, none, none, [], words)
     gram = (vectors @ vectors.transpose(1, 2)).double()
     run = lambda: cluster.score(gram, text, labels, items, 0, random.KMEANS_REAL, science, data)  # noqa: E731
     return _seconds(run) / len(items)

@@ -19,7 +19,7 @@ from polyray.cluster.work import EncoderWorker, SubjectWorker, Worker, filed_pat
 from polyray.errors import DataError
 from polyray.kernels import random
 from polyray.overlay import base_of
-from polyray.psi import calibrate, cluster, draw, extract, mine, recover, summarise, thumbnails
+from polyray.psi import calibrate, cluster, draw, extract, mine, recover, space, summarise, thumbnails
 from polyray.records import PartInfo
 from polyray.schema import SHARED_LAYER
 
@@ -112,7 +112,7 @@ class ScoringWorker(Worker):
                 first = self.store.read("mined", name).filter(pa.compute.field("status") == "ok").slice(0, 1)
                 wanted = _patches(_kept(first, row, self.science.subject.input_px))
             vectors, vocabulary = self._embeddings(name, wanted), self.store.read("vocabulary")
-            data = cluster.space(vectors, wanted, pool, vocabulary, self.images, self.science.encoder.standardise)
+            data = space.space(vectors, wanted, pool, vocabulary, self.images, self.science.encoder.standardise)
             self._layer = _Layer(name, row, data)
         return self._layer
 
@@ -135,7 +135,7 @@ class ScoringWorker(Worker):
             mined = mined.filter(pa.array(np.isin(columns.numbers(mined, "neuron"), neurons)))
             kept = _kept(mined, layer.row, self.science.subject.input_px)
             wanted = _patches(kept)
-            data = cluster.with_vectors(layer.data, self._embeddings(layer.name, wanted), wanted)
+            data = space.with_vectors(layer.data, self._embeddings(layer.name, wanted), wanted)
             self._block = _Block(layer.name, start, {k.neuron: k for k in kept}, data)
         return self._block
 
@@ -150,7 +150,7 @@ class ScoringWorker(Worker):
                 unit = Work("embed", home, start=int(start), stop=stop)
                 yield self.store.read("embeddings", home, units=[unit.key])
 
-    def _examples(self, kept: "_Kept", data: cluster.Space) -> cluster.Examples:
+    def _examples(self, kept: "_Kept", data: space.Space) -> cluster.Examples:
         """What of a neuron's kept examples can be clustered: at most K, only those with a vector."""
         m = self.science.mine
         rows = data.rows(kept.patch)
@@ -263,7 +263,7 @@ class _Layer:
     name: str
     row: Mapping[str, Any]
     """Its row of `layers`."""
-    data: cluster.Space
+    data: space.Space
     """Its pool."""
 
 
@@ -274,7 +274,7 @@ class _Block:
     """Place of its first neuron among the layer's neurons that are swept."""
     kept: Mapping[int, _Kept]
     """By neuron; neurons that could not be mined are missing."""
-    data: cluster.Space
+    data: space.Space
     """The vectors of their patches."""
 
 

@@ -16,7 +16,8 @@ from torch import Tensor
 from polyray import columns
 from polyray.config import Science
 from polyray.kernels import cluster, random, scores, statistics
-from polyray.psi.cluster import CHUNK, Space, score, score_rows
+from polyray.psi.cluster import CHUNK, score, score_rows
+from polyray.psi.space import Space
 
 
 def pool_draws(data: Space, n: int, items: Tensor, seed: int, stream: int, layer: int) -> Tensor:

@@ -35,7 +35,7 @@ from polyray import columns
 from polyray.config import Science, parse_config
 from polyray.kernels import cluster as kmeans
 from polyray.kernels import random
-from polyray.psi import calibrate, cluster, draw
+from polyray.psi import calibrate, cluster, draw, space
 from polyray.psi.mine import Images
 
 K, D, N_CONCEPTS, N_PATCHES, N_PROMPTS, N_CLASSES = 100, 512, 60, 20_000, 1602, 200
@@ -132,8 +132,8 @@ def settings(B: int, n_pool: int) -> Science:
     ).science
 
 
-def layer_space(world: World, n_pool: int) -> cluster.Space:
-    return cluster.Space(
+def layer_space(world: World, n_pool: int) -> space.Space:
+    return space.Space(
         ids=np.arange(N_PATCHES),
         geometry=world.patches.astype(np.float16),
         text=None,

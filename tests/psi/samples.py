@@ -16,8 +16,8 @@ from polyray.models.locate import LayerInfo
 from polyray.models.readouts import Readouts
 from polyray.models.vision import Subject, load_subject
 from polyray.probes.images import ProbeSet
-from polyray.psi.cluster import Space
 from polyray.psi.mine import Images
+from polyray.psi.space import Space
 
 EDGE_LAYERS = ["stem", "mid", "edges", "capped", "signed"]
 

@@ -18,8 +18,9 @@ from polyray import columns
 from polyray.config import Science
 from polyray.kernels import cluster as kmeans
 from polyray.kernels import random
-from polyray.psi import cluster
-from polyray.psi.cluster import Clustered, Examples, Space, cluster_neurons, label_permutations, n_used, score, sizes
+from polyray.psi import cluster, space
+from polyray.psi.cluster import Clustered, Examples, cluster_neurons, label_permutations, n_used, score, sizes
+from polyray.psi.space import Space
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -184,7 +185,7 @@ def test_a_space_gathers_what_a_layer_needs(standardise: bool, same_space: bool)
     pool_at = [3, 7, 9, 11, 13, 18]
     labels = [f"class {i % 4}" for i in range(20)]
     images = images_of(labels)
-    data = cluster.space(
+    data = space.space(
         iter([parts[2], parts[0], parts[1]]),
         ids[wanted_at],
         pool_rows(ids[pool_at].tolist(), pool_at, [labels[i] for i in pool_at]),
@@ -213,7 +214,7 @@ def test_a_space_gathers_what_a_layer_needs(standardise: bool, same_space: bool)
     np.testing.assert_allclose(data.pool_similarity(everywhere).numpy(), of_pool @ of_pool.T, atol=1e-5)
     np.testing.assert_allclose(data.gram_of(everywhere[None])[0].numpy(), of_pool @ of_pool.T, atol=1e-5)
 
-    others = cluster.with_vectors(data, iter(parts[::-1]), ids[[1, 2, 4, 5, 17]])
+    others = space.with_vectors(data, iter(parts[::-1]), ids[[1, 2, 4, 5, 17]])
     assert others.good.tolist() == [True, False, True, True, True]
     expected = unit((half[[1, 4, 5, 17]] - centre) / scale)
     np.testing.assert_allclose(others.geometry_of(others.rows(ids[[1, 4, 5, 17]])).numpy(), expected, atol=2e-5)

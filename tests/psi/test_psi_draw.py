@@ -18,8 +18,9 @@ from polyray.config import Science
 from polyray.kernels import cluster as kmeans
 from polyray.kernels import random
 from polyray.psi import draw as stage
-from polyray.psi.cluster import Scored, Space, label_permutations, score
+from polyray.psi.cluster import Scored, label_permutations, score
 from polyray.psi.draw import draw, null_neurons, permuted_draws, rotation_draws, shuffle_text
+from polyray.psi.space import Space
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -19,8 +19,9 @@ from polyray.kernels import cluster as kmeans
 from polyray.kernels import random
 from polyray.psi import cluster
 from polyray.psi.calibrate import POOLED, calibrated, nulls
-from polyray.psi.cluster import Space, score
+from polyray.psi.cluster import score
 from polyray.psi.draw import draw, null_neurons, rotation_draws, shuffle_text
+from polyray.psi.space import Space
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
