@@ -63,7 +63,7 @@ def _calibrated() -> tuple[tuple[str, pa.DataType, str], ...]:
 
 _STATUS = (
     ("status", text, "ok, excluded or failed"),
-    ("reason", text, "why it was excluded or failed; null where ok"),
+    ("reason", text, "why it was excluded, failed or not calibrated; else null"),
 )
 
 TABLES: dict[str, Table] = {
