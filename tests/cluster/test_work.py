@@ -12,7 +12,7 @@ from polyray.cluster.plan import Sweep, stages, works
 from polyray.cluster.resolve import Resolved
 from polyray.cluster.scoring import WORKERS, ScoringWorker
 from polyray.cluster.work import Worker
-from polyray.psi import cluster
+from polyray.psi import space
 from polyray.records import Receipt
 from polyray.store import Store
 
@@ -114,7 +114,7 @@ def test_draws_hold_no_vectors_of_neurons(embedded: Embedded, tmp_path: Path, mo
     sweep = embedded.copy(tmp_path / "out")
     store = Store(tmp_path / "out")
     do(ScoringWorker(sweep), store, "cluster")
-    monkeypatch.setattr(cluster, "with_vectors", None)
+    monkeypatch.setattr(space, "with_vectors", None)
     worker = Watched(sweep)
     do(worker, store, "draw")
     assert worker.blocks == []
