@@ -88,3 +88,8 @@ def failures(stage: str, unit: str, items: Sequence[tuple[str | None, str, int |
             "reason": [i[3] for i in items],
         },
     )
+
+
+def floats(rows: pa.Table, column: str) -> NDArray[np.float64]:
+    """A numeric column as float64; nulls are NaN."""
+    return numbers(rows, column).astype(np.float64)

@@ -44,20 +44,20 @@ def nulls(draws: pa.Table) -> Nulls:
     Q_z: dict[tuple[str, int], NDArray[np.float64]] = {}
     D: dict[tuple[str, int], NDArray[np.float64]] = {}
     kinds = draws["kind"].to_numpy(zero_copy_only=False)
-    size = np.nan_to_num(columns.numbers(draws, "n_used").astype(np.float64)).astype(np.int64)
+    size = np.nan_to_num(columns.floats(draws, "n_used")).astype(np.int64)
     ks = columns.numbers(draws, "k").astype(np.int64)
     for kind in ("rotation", "pool", "one_concept"):
         for n in np.unique(size[kinds == kind]).tolist():
             rows = draws.filter(pa.array((kinds == kind) & (size == n)))
-            S[kind, n] = columns.numbers(rows, "S").astype(np.float64)
+            S[kind, n] = columns.floats(rows, "S")
             if kind == "rotation":
                 continue
-            Q_z[kind, n] = columns.numbers(rows, "Q_z").astype(np.float64)
-            D[kind, n] = columns.numbers(rows, "D").astype(np.float64)
+            Q_z[kind, n] = columns.floats(rows, "Q_z")
+            D[kind, n] = columns.floats(rows, "D")
     shuffled = kinds == "shuffle_text"
     for k in np.unique(ks[shuffled]).tolist():
         rows = draws.filter(pa.array(shuffled & (ks == k)))
-        D["shuffle_text", k] = columns.numbers(rows, "D").astype(np.float64)
+        D["shuffle_text", k] = columns.floats(rows, "D")
     return Nulls(S, Q_z, D)
 
 
@@ -114,7 +114,7 @@ def calibrated(scores: pa.Table, null: Nulls, science: Science) -> dict[str, NDA
         for c in COMPONENTS
         for what in ("mean", "std", "z", "hat", "p")
     }
-    raw = {c: columns.numbers(scores, c).astype(np.float64) for c in ("S", "Q", "Q_mean", "Q_std", "Q_p", "D")}
+    raw = {c: columns.floats(scores, c) for c in ("S", "Q", "Q_mean", "Q_std", "Q_p", "D")}
     n = columns.numbers(scores, "n_used").astype(np.int64)
     k = columns.numbers(scores, "k").astype(np.int64)
     Q_z = statistics.z_score(*(torch.from_numpy(raw[c].copy()) for c in ("Q", "Q_mean", "Q_std"))).numpy()
@@ -197,11 +197,8 @@ def calibrate(
         out[at[real]] = column[real]
         return out
 
-    raw = {
-        c: columns.numbers(scored, c).astype(np.float64)
-        for c in ("S", "k", "Q", "Q_mean", "Q_std", "Q_p", "two_means", "D")
-    }
-    counts = {c: columns.numbers(scored, c).astype(np.float64) for c in ("n_used", "n_labels")}
+    raw = {c: columns.floats(scored, c) for c in ("S", "k", "Q", "Q_mean", "Q_std", "Q_p", "two_means", "D")}
+    counts = {c: columns.floats(scored, c) for c in ("n_used", "n_labels")}
     rows = {
         "neuron": neurons,
         "status": status,
@@ -244,3 +241,9 @@ def scores_of(values: Mapping[str, NDArray[np.float64]], preset: str) -> dict[st
         **{c: z[c].numpy() for c in COMPONENTS},
         "S*Q": product.numpy(),
     }
+
+
+def ranked(rows: pa.Table, preset: str) -> dict[str, NDArray[np.float64]]:
+    """`scores_of` rows of `neurons` or `null_neurons`; NaN where a row has no score."""
+    wanted = [*(f"{preset}_{c}_z" for c in COMPONENTS), f"{preset}_log_psi"]
+    return scores_of({c: columns.floats(rows, c) for c in wanted}, preset)

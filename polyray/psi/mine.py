@@ -280,7 +280,7 @@ def _loaded(part: pa.Table) -> _Running:
     )
     return _Running(
         top,
-        np.stack([columns.numbers(part, c).astype(np.float64) for c in _COUNTS]),
+        np.stack([columns.floats(part, c) for c in _COUNTS]),
         columns.numbers(part, "minimum").astype(np.float32),
         columns.numbers(part, "maximum").astype(np.float32),
         columns.padded(part["bins"], 0).astype(np.int64),

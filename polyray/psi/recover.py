@@ -14,7 +14,7 @@ from scipy.stats import binomtest
 from polyray import columns
 from polyray.config import Science
 from polyray.kernels import random, statistics
-from polyray.psi.calibrate import scores_of
+from polyray.psi.calibrate import ranked
 from polyray.schema import PLANTED_KINDS, PRESETS
 
 PURITIES = (0.0, 0.5, 0.8, 0.9, 0.95)
@@ -104,8 +104,8 @@ def planted_summary(layers: list[str], found: pa.Table, neurons: pa.Table, scien
         scored = neurons.filter(pa.compute.equal(neurons["layer"], layer)).sort_by("neuron")
         kind = of["kind"].to_numpy(zero_copy_only=False)
         # Noise has no purity: it is reported once, with everything.
-        purity = np.nan_to_num(columns.numbers(of, "purity").astype(np.float64), nan=0.0)
-        balance = np.nan_to_num(columns.numbers(of, "balance").astype(np.float64), nan=0.0)
+        purity = np.nan_to_num(columns.floats(of, "purity"), nan=0.0)
+        balance = np.nan_to_num(columns.floats(of, "balance"), nan=0.0)
         # The rarer class of `unequal` has to be there at all.
         needed = np.select([np.isin(kind, ("order2", "order3", "siblings")), kind == "unequal"], [BALANCE, 1e-9], 0.0)
         ok = of["status"].to_numpy(zero_copy_only=False) == "ok"
@@ -176,12 +176,12 @@ def _of_kind(
     rows: _Rows, layer: str, kind: str, least: float, of: pa.Table, scored: pa.Table, k_range: tuple[int, int]
 ) -> None:
     for metric in ("purity", "balance", "name_hit_frac"):
-        values = columns.numbers(of, metric).astype(np.float64)
+        values = columns.floats(of, metric)
         values = values[~np.isnan(values)]
         rows.add(layer, metric, kind, least, float(values.mean()) if len(values) else np.nan, len(values))
     for preset in PRESETS:
         for score in ("S", "Q", "D", "p"):
-            p = columns.numbers(scored, f"{preset}_p" if score == "p" else f"{preset}_{score}_p").astype(np.float64)
+            p = columns.floats(scored, f"{preset}_p" if score == "p" else f"{preset}_{score}_p")
             rows.share(layer, "p05_frac", kind, least, p[~np.isnan(p)] < LEVEL, preset=preset, score=score)
     k = columns.numbers(of, "k").astype(np.int64)
     for value in range(k_range[0], k_range[1] + 1):
@@ -201,13 +201,9 @@ def _aurocs(
         value = statistics.auroc(x, y)
         rows.add(layer, "auroc", kind, least, value, min(len(x), len(y)), interval=interval, preset=preset, score=score)
 
-    def ranked(table: pa.Table, preset: str) -> dict[str, NDArray[np.float64]]:
-        wanted = [f"{preset}_{c}_z" for c in ("S", "Q", "D")] + [f"{preset}_log_psi"]
-        return scores_of({c: columns.numbers(table, c).astype(np.float64) for c in wanted}, preset)
-
     for preset in PRESETS:
         of_positive, of_negative = ranked(positive, preset), ranked(negative, preset)
         for score in of_positive:
             auroc(of_positive[score], of_negative[score], preset=preset, score=score)
-    a, b = (columns.numbers(t, "two_means").astype(np.float64) for t in (positive, negative))
+    a, b = (columns.floats(t, "two_means") for t in (positive, negative))
     auroc(a, b, score="two_means")

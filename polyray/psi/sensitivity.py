@@ -151,7 +151,7 @@ def cluster_matrix(examples: pa.Table, neurons: NDArray[np.int64]) -> NDArray[np
     """
     rank = columns.numbers(examples, "rank").astype(np.int64)
     out = np.full((len(neurons), int(rank.max(initial=-1)) + 1), -1, dtype=np.int64)
-    cluster = np.nan_to_num(columns.numbers(examples, "cluster").astype(np.float64), nan=-1).astype(np.int64)
+    cluster = np.nan_to_num(columns.floats(examples, "cluster"), nan=-1).astype(np.int64)
     neuron = columns.numbers(examples, "neuron").astype(np.int64)
     known = np.isin(neuron, neurons)
     out[np.searchsorted(neurons, neuron[known]), rank[known]] = cluster[known]
@@ -247,7 +247,7 @@ def _figures(
     statistics += [_rank_correlation(base, varied, None, c, c) for c in COMPONENTS]
     called_base, called = _truth(base, "called"), _truth(varied, "called")
     shares: list[tuple[str, str | None, NDArray[np.float64]]] = [
-        ("same_k_frac", None, (_float(base, "k") == _float(varied, "k")).astype(np.float64)),
+        ("same_k_frac", None, (columns.floats(base, "k") == columns.floats(varied, "k")).astype(np.float64)),
         ("adjusted_rand", None, rand),
         ("called_flip_frac", "specific", _flip(called_base, called)),
         ("D_flip_frac", "specific", _flip(_beyond(base), _beyond(varied))),
@@ -276,7 +276,7 @@ def _figures(
 
 
 def _rank_correlation(base: pa.Table, varied: pa.Table, preset: str | None, score: str, column: str) -> _Figure:
-    x, y = _float(base, column), _float(varied, column)
+    x, y = columns.floats(base, column), columns.floats(varied, column)
     both = ~(np.isnan(x) | np.isnan(y))
     n = int(both.sum())
     if math.isnan(spearman(x, y)):
@@ -316,10 +316,6 @@ def _row(
     return row | {c: None if math.isnan(x) else x for c, x in figures}
 
 
-def _float(rows: pa.Table, column: str) -> NDArray[np.float64]:
-    return columns.numbers(rows, column).astype(np.float64)
-
-
 def _is(rows: pa.Table, column: str, value: object) -> NDArray[np.bool_]:
     return np.array([v == value for v in rows[column].to_pylist()], dtype=bool)
 
@@ -331,7 +327,7 @@ def _truth(rows: pa.Table, column: str) -> NDArray[np.float64]:
 
 def _beyond(rows: pa.Table) -> NDArray[np.float64]:
     """1 where the names differ beyond chance, 0 where not, NaN where D has no p."""
-    p = _float(rows, "specific_D_p")
+    p = columns.floats(rows, "specific_D_p")
     return np.where(np.isnan(p), np.nan, p < BEYOND)
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from polyray import columns
 from polyray.config import Science
 from polyray.kernels import random, statistics, trends
-from polyray.psi.calibrate import scores_of
+from polyray.psi.calibrate import ranked
 from polyray.schema import NULL_KINDS, PRESETS
 
 _Q_VALUES = {"bh": statistics.benjamini_hochberg, "by": statistics.benjamini_yekutieli}
@@ -43,7 +43,7 @@ def summarise(
         among the neurons called, so that discoveries and null calls answer to the same threshold.
     """
     alpha = science.calibrate.alpha
-    p = _float(neurons, "specific_p")
+    p = columns.floats(neurons, "specific_p")
     q = _Q_VALUES[science.calibrate.fdr](torch.from_numpy(p)).numpy()
     called = q < alpha
     threshold = float(p[called].max()) if called.any() else -1.0
@@ -123,26 +123,27 @@ def _layer(
     ok = np.array([s == "ok" for s in neurons["status"].to_pylist()], dtype=bool)
     n_ok = int(ok.sum())
     scored = neurons.filter(pa.array(ok))
-    rows.add(layer, "n_not_calibrated", int(np.isnan(_float(scored, "specific_p")).sum()), n_ok, preset="specific")
-    tested = ok & ~np.isnan(_float(neurons, "specific_p"))
+    rows.add(
+        layer, "n_not_calibrated", int(np.isnan(columns.floats(scored, "specific_p")).sum()), n_ok, preset="specific"
+    )
+    tested = ok & ~np.isnan(columns.floats(neurons, "specific_p"))
     rows.add(layer, "called_frac", _share(called[tested]), int(tested.sum()), preset="specific")
-    rows.add(layer, "median_k", _median(_float(scored, "k")), n_ok)
+    rows.add(layer, "median_k", _median(columns.floats(scored, "k")), n_ok)
     kinds = null_neurons["kind"].to_numpy(zero_copy_only=False)
-    null_p = _float(null_neurons, "specific_p")
+    null_p = columns.floats(null_neurons, "specific_p")
     for kind in NULL_KINDS:
         p = null_p[(kinds == kind) & ~np.isnan(null_p)]
         rows.add(layer, "null_called_frac", _share(p <= threshold), len(p), preset="specific", null_kind=kind)
     for preset in PRESETS:
-        p = _float(scored, f"{preset}_p")
+        p = columns.floats(scored, f"{preset}_p")
         p = p[~np.isnan(p)]
-        rows.add(layer, "median_log_psi", _median(_float(scored, f"{preset}_log_psi")), len(p), preset=preset)
+        rows.add(layer, "median_log_psi", _median(columns.floats(scored, f"{preset}_log_psi")), len(p), preset=preset)
         rows.add(layer, "p05_frac", _share(p < 0.05), len(p), preset=preset)
         for c in ("S", "Q", "D"):
-            z = _float(scored, f"{preset}_{c}_z")
+            z = columns.floats(scored, f"{preset}_{c}_z")
             rows.add(layer, "median_z", _median(z), int((~np.isnan(z)).sum()), preset=preset, score=c)
-        wanted = [f"{preset}_{c}_z" for c in ("S", "Q", "D")] + [f"{preset}_log_psi"]
-        real = scores_of({c: _float(scored, c) for c in wanted}, preset)
-        fake = scores_of({c: _float(null_neurons, c) for c in wanted}, preset)
+        real = ranked(scored, preset)
+        fake = ranked(null_neurons, preset)
         for kind in NULL_KINDS:
             word = random.layer_word(layer or "")
             for name in real:
@@ -168,8 +169,7 @@ def _trends(rows: _Rows, layers: Sequence[str], neurons: pa.Table, science: Scie
     layer_of = neurons["layer"].to_numpy(zero_copy_only=False)
     words = [random.layer_word(layer) for layer in layers]
     for preset in PRESETS:
-        wanted = [f"{preset}_{c}_z" for c in ("S", "Q", "D")] + [f"{preset}_log_psi"]
-        scores = scores_of({c: _float(neurons, c) for c in wanted}, preset)
+        scores = ranked(neurons, preset)
         for name in ("log_psi", "S", "Q", "D"):
             of = [scores[name][(layer_of == layer) & ~np.isnan(scores[name])] for layer in layers]
             found: list[tuple[str | None, str, trends.Trend, int]] = [
@@ -187,7 +187,7 @@ def _permuted(rows: _Rows, layers: Sequence[str], neurons: pa.Table, draws: pa.T
     """Median z of S against draws of permuted coordinates, by layer and over the sweep."""
     draws = draws.filter(pa.compute.equal(draws["kind"], "permute_dims"))
     drawn_in, layer_of = (t["layer"].to_numpy(zero_copy_only=False) for t in (draws, neurons))
-    null_n, n, null_S, S = (_float(t, c) for c in ("n_used", "S") for t in (draws, neurons))
+    null_n, n, null_S, S = (columns.floats(t, c) for c in ("n_used", "S") for t in (draws, neurons))
     z = np.full(len(S), np.nan)
     for layer in layers:
         for size in np.unique(null_n[drawn_in == layer]).tolist():
@@ -199,10 +199,6 @@ def _permuted(rows: _Rows, layers: Sequence[str], neurons: pa.Table, draws: pa.T
     for name in (*layers, None):
         here = z[~np.isnan(z) & ((layer_of == name) if name is not None else True)]
         rows.add(name, "median_z", _median(here), len(here), null_kind="permute_dims", score="S")
-
-
-def _float(rows: pa.Table, column: str) -> NDArray[np.float64]:
-    return columns.numbers(rows, column).astype(np.float64)
 
 
 def _finite(values: NDArray[np.float64]) -> torch.Tensor:
