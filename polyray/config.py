@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError, model_validator
 
 from polyray.errors import ConfigError, nearest
-from polyray.settings import Dtype, EncoderConfig, ProbeConfig, Section
+from polyray.settings import Dtype, EncoderConfig, PlantConfig, ProbeConfig, Section, SwapConfig
 from polyray.settings import Generated as Generated
 from polyray.settings import ImageFolder as ImageFolder
 from polyray.settings import ImageTable as ImageTable
@@ -143,15 +143,6 @@ class CalibrateConfig(Section):
     """Bootstrap resamples behind each AUROC's 95 % interval."""
 
 
-class PlantConfig(Section):
-    """Neurons of known truth, planted on feature maps of the subject and swept in place of its own."""
-
-    per_kind: int = Field(60, ge=1, le=1000)
-    """Neurons of each kind on each layer; at most as many as there are classes."""
-    rarity: float = Field(5.0, gt=1, le=100)
-    """`unequal`: how many times rarer the second concept is meant to be among the top K."""
-
-
 class NumericsConfig(Section):
     """What makes floating point reproducible."""
 
@@ -178,6 +169,8 @@ class Science(Section):
     calibrate: CalibrateConfig = CalibrateConfig()
     plant: PlantConfig | None = None
     """Sweep neurons of known truth, planted on `subject.layers`, in place of the subject's own; off by default."""
+    swap: SwapConfig | None = None
+    """Causal patch swaps after the census; off by default."""
     numerics: NumericsConfig = NumericsConfig()
 
     @model_validator(mode="after")

@@ -6,10 +6,12 @@ not described here. A missing number is a null, never 0 or −1. `VERSION` is pa
 
 import pyarrow as pa
 
+from polyray.studies import CONTRASTS as CONTRASTS
 from polyray.studies import STUDIES
+from polyray.studies import SWAP_CONDITIONS as SWAP_CONDITIONS
 from polyray.table import Table, f32, f64, half_vector, i32, i64, text
 
-VERSION = 2
+VERSION = 3
 
 PRESETS = ("paper", "selective", "specific")
 COMPONENTS = ("S", "Q", "D")
@@ -80,6 +82,9 @@ TABLES: dict[str, Table] = {
                 ("width_px", i32, "width as decoded; null where unreadable"),
                 ("height_px", i32, "height as decoded; null where unreadable"),
                 ("pixel_hash", text, "BLAKE2 of the decoded RGB pixels; null where unreadable"),
+                ("mean_red", f64, "mean of the decoded pixels' red, 0 to 255; null where unreadable"),
+                ("mean_green", f64, "of their green"),
+                ("mean_blue", f64, "of their blue"),
             ),
             ("example",),
             by_layer=False,

@@ -1,4 +1,5 @@
-"""The parts of a config that come in kinds: where images come from, and what encodes them.
+"""The parts of a config that come in kinds (where images come from, what encodes them) or may be left out (planted
+neurons, patch swaps).
 
 Place in the flow: a leaf under `config.py`, which puts the sections together and is what others import.
 """
@@ -108,3 +109,27 @@ class StandIn(Section):
 
 
 EncoderConfig = Annotated[OpenClip | StandIn, Field(discriminator="kind")]
+
+
+class PlantConfig(Section):
+    """Neurons of known truth, planted on feature maps of the subject and swept in place of its own."""
+
+    per_kind: int = Field(60, ge=1, le=1000)
+    """Neurons of each kind on each layer; at most as many as there are classes."""
+    rarity: float = Field(5.0, gt=1, le=100)
+    """`unequal`: how many times rarer the second concept is meant to be among the top K."""
+
+
+class SwapConfig(Section):
+    """Causal patch swaps: does what a cluster shows drive the neuron?"""
+
+    n_hosts: int = Field(20, ge=2, le=1000)
+    """Host images of a neuron, spread evenly over its clusters; each is shown in seven versions."""
+    n_neurons: int | None = Field(None, ge=1)
+    """At most so many scored neurons of each layer, drawn uniformly; all by default."""
+    max_frac: float = Field(0.4, gt=0, le=1)
+    """Longest side of the box as a share of the image's side; a larger window is cut to its centre and flagged."""
+    n_random: int = Field(512, ge=2, le=1_000_000)
+    """Images from which random patches are drawn; where every neuron peaks in them is kept from mining."""
+    n_null: int = Field(32, ge=0)
+    """Null neurons of each layer: random examples under permuted cluster labels, to check the method itself."""

@@ -1,4 +1,5 @@
-"""What a sweep may hold beside the census: planted neurons of known truth, and its sensitivity to choices.
+"""What a sweep may hold beside the census: planted neurons of known truth, causal patch swaps, and its sensitivity to
+choices.
 
 Place in the flow: part of `schema.py`, which lists all tables.
 """
@@ -6,6 +7,37 @@ Place in the flow: part of `schema.py`, which lists all tables.
 import pyarrow as pa
 
 from polyray.table import Table, f32, f64, i32, text
+
+SWAP_CONDITIONS = (
+    "host",
+    "baseline",
+    "aligned",
+    "non_aligned",
+    "random",
+    "random_place",
+    "shuffled_position",
+    "ablate_elsewhere",
+)
+"""What is done to a host image, see psi/swap.py: nothing; its box filled; a donor's patch in the box; the patch of
+another cluster there; the neuron's peak patch of a random image there; a random patch there; the box filled and the
+aligned patch elsewhere; the box intact and an equal one elsewhere filled."""
+CONTRASTS = (
+    "aligned-random",
+    "aligned-random_place",
+    "aligned-shuffled_position",
+    "aligned-non_aligned",
+    "non_aligned-random",
+    "ablate_elsewhere-baseline",
+)
+"""Differences between conditions, paired by host. `aligned-shuffled_position` is at the peak position, where both have
+the same background; `aligned-non_aligned` and `non_aligned-random` are tested on both sides, the others for being above
+0. `ablate_elsewhere-baseline` is the specificity."""
+
+
+def _place(prefix: str, what: str) -> tuple[tuple[str, pa.DataType, str], ...]:
+    sides = (("x0", "left"), ("y0", "top"), ("x1", "right, exclusive,"), ("y1", "bottom, exclusive,"))
+    return tuple((prefix + c, pa.int16(), f"{d} of {what}, in pixels of the subject's input") for c, d in sides)
+
 
 _VARIANT = (
     ("variant", text, "folder of the variant in OUT/variants"),
@@ -87,6 +119,104 @@ STUDIES: tuple[Table, ...] = (
             ("n", i32, "neurons behind the figure; for auroc the smaller side"),
         ),
         ("layer", "metric", "kind", "min_purity", "preset", "score"),
+        by_layer=False,
+    ),
+    Table(
+        "swap_peaks",
+        "Where every neuron peaks in the images from which random patches are drawn.",
+        (
+            ("example", i32, "image"),
+            (
+                "position",
+                pa.list_(i32),
+                "raster index of each swept neuron's peak; null where it does not fire or is not finite",
+            ),
+        ),
+        ("example",),
+    ),
+    Table(
+        "swaps",
+        "What a neuron says of a host image after something was done to it: one row per neuron, host, condition.",
+        (
+            ("kind", text, "real; or null: random examples under permuted cluster labels"),
+            ("neuron", i32, "index of the neuron in its layer; of a null neuron: of the one it stands beside"),
+            ("host", i32, "number of the host, from 0"),
+            (
+                "condition",
+                text,
+                "host, baseline, aligned, non_aligned, random, random_place, shuffled_position or ablate_elsewhere",
+            ),
+            ("status", text, "ok; not_swappable: this host has no such swap; failed: it could not be done"),
+            ("reason", text, "why it is not ok; else null"),
+            ("host_example", i32, "image of the host"),
+            ("cluster", pa.int16(), "cluster of the host"),
+            ("position", i32, "raster index of the host's peak"),
+            *_place("", "the host's box, around its peak"),
+            ("box_frac", f64, "area of the box as a share of the image, 0 to 1"),
+            ("reduced", pa.bool_(), "the box is smaller than the window asks for, because of swap.max_frac"),
+            ("source_example", i32, "image that the patch is taken from; null where none is"),
+            ("source_cluster", pa.int16(), "cluster of that image; null where it is none of the neuron's"),
+            *_place("source_", "the patch in that image; null where none is taken"),
+            *_place("place_", "where the host is changed beside its box; null where it is not"),
+            ("baseline", f32, "response to the host with its box filled; null where it is not finite or was not taken"),
+            ("response", f32, "response, the maximum over positions; null where it is not finite or was not taken"),
+            ("response_at_peak", f32, "response at the host's peak position; null as response"),
+            ("effect", f64, "response less baseline, in units of the response; null where one is missing"),
+            ("effect_at_peak", f64, "the same at the host's peak position"),
+            (
+                "effect_sd",
+                f64,
+                "effect over the standard deviation of the clustered examples' responses; null where that is 0",
+            ),
+            ("picture", pa.binary(), "64 px JPEG of the image shown; null but for the first host of each cluster"),
+        ),
+        ("kind", "neuron", "host", "condition"),
+    ),
+    Table(
+        "effects",
+        "Contrasts between conditions: one row per cluster, neuron and layer, and for the whole sweep.",
+        (
+            ("layer", text, "name of the layer; null for the whole sweep"),
+            ("kind", text, "real; or null: random examples under permuted cluster labels"),
+            ("scope", text, "cluster, neuron, layer or sweep: what the row is about"),
+            ("neuron", i32, "index of the neuron in its layer; null for layer and sweep"),
+            ("cluster", pa.int16(), "cluster; null but for cluster"),
+            (
+                "split",
+                text,
+                "all; of a layer or the sweep also: quartile of specific_log_psi, or share of the image in the box",
+            ),
+            (
+                "contrast",
+                text,
+                "difference between two conditions, as in CONTRASTS; or a share of neurons: causal, causal_specific",
+            ),
+            ("mean", f64, "mean difference in units of the response; of a share: the share; null where n is 0"),
+            ("low", f64, "lower end of its 95 % interval; null where there is none"),
+            ("high", f64, "upper end of its 95 % interval; null where there is none"),
+            (
+                "mean_sd",
+                f64,
+                "mean difference in standard deviations of the clustered examples' responses; null for a share",
+            ),
+            ("low_sd", f64, "lower end of its 95 % interval; null where there is none"),
+            ("high_sd", f64, "upper end of its 95 % interval; null where there is none"),
+            ("p", f64, "Wilcoxon's signed-rank p, see kernels/effects.py; null for a share and where n is 0"),
+            (
+                "q",
+                f64,
+                "Benjamini-Hochberg q of p over all rows of this kind, scope, contrast and sort of split; null without p",
+            ),
+            ("n", i32, "differences behind the figure: hosts of a cluster or neuron; neurons of a layer or the sweep"),
+            (
+                "causal",
+                pa.bool_(),
+                "of a neuron's aligned-random: at least two of its clusters have a positive mean with q below 0.05; "
+                "null where fewer than two clusters have a host, and in all other rows",
+            ),
+            ("reason", text, "why there is no figure or no verdict; else null"),
+        ),
+        ("layer", "kind", "scope", "split", "contrast", "neuron", "cluster"),
         by_layer=False,
     ),
     Table(

@@ -319,6 +319,8 @@ UNSET: dict[str, Any] = {
     "std": [0.5, 0.5, 0.5],
     "limit": 5,
     "plant": {},
+    "swap": {},
+    "n_neurons": 5,
     "band": [0.5, 0.6],
     "address": "auto",
     "memory_gb": 2.5,

@@ -12,7 +12,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from polyray import columns
+from polyray import columns, schema
 from polyray.config import Science
 from polyray.errors import DataError, StoreError
 from polyray.kernels import random, topk
@@ -30,16 +30,15 @@ def index(probe: ProbeSet, examples: range) -> tuple[pa.Table, list[Failure]]:
     Returns:
         Rows of `images`, and one failure for each image that cannot be read.
     """
-    rows: dict[str, list[object]] = {
-        c: [] for c in ("example", "name", "label", "status", "reason", "width_px", "height_px", "pixel_hash")
-    }
+    rows: dict[str, list[object]] = {name: [] for name in schema.TABLES["images"].schema.names}
     failed: list[Failure] = []
     for example in examples:
-        reason, height, width, digest = None, None, None, None
+        reason, height, width, digest, mean = None, None, None, None, (None, None, None)
         try:
             rgb = probe.read(example)
             height, width = rgb.shape[:2]
             digest = pixel_hash(rgb)
+            mean = (rgb.sum((0, 1), dtype=np.int64) / (height * width)).tolist()
         except DataError as e:
             reason = str(e)
             failed.append((None, "image", example, reason))
@@ -54,6 +53,7 @@ def index(probe: ProbeSet, examples: range) -> tuple[pa.Table, list[Failure]]:
                 width,
                 height,
                 digest,
+                *mean,
             ),
             strict=True,
         ):
