@@ -153,7 +153,8 @@ class SubjectWorker(Worker):
                 mined = mine.mine(
                     self.subject, self.probe, self.science, self.images, self.sweep.layers, self.sweep.neurons, examples
                 )
-                return self.write(work, {"mine_parts": mined.parts, "pool_peaks": mined.pool_peaks}, mined.failed)
+                tables = {"mine_parts": mined.parts, "pool_peaks": mined.pool_peaks, "swap_peaks": mined.swap_peaks}
+                return self.write(work, dict(tables), mined.failed)
             case "merge":
                 units = [w.key for w in works("mine", self.sweep.shape, self.store)]
                 ranges = (self.store.read("mine_parts", work.layer, units=[u]) for u in units)

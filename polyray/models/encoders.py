@@ -168,10 +168,18 @@ def crop(
         x0, y0, x1, y1 = box
         if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
             raise DataError(f"box {box} is empty or leaves the view of {width}×{height} px (x0, y0, x1, y1).")
-        # Channels last in memory, for which torch has a fast path on 8 bits.
-        cut = view[y0:y1, x0:x1].permute(2, 0, 1)[None]
-        patch.copy_(F.interpolate(cut, size=(side, side), mode="bilinear", antialias=True)[0].permute(1, 2, 0))
+        patch.copy_(scaled(view[y0:y1, x0:x1], side, side))
     return out
+
+
+def scaled(
+    picture: UInt8[Tensor, "height width 3"], height: int, width: int
+) -> UInt8[Tensor, "new_height new_width 3"]:
+    """A picture at another size: antialiased bilinear, as Pillow's `resize` within two grey levels; the same pixels
+    where the size stays."""
+    # Channels last in memory, for which torch has a fast path on 8 bits.
+    planes = picture.permute(2, 0, 1)[None]
+    return F.interpolate(planes, size=(height, width), mode="bilinear", antialias=True)[0].permute(1, 2, 0)
 
 
 def normalised(

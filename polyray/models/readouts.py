@@ -110,6 +110,34 @@ class Readouts:
             self._capture(x, [self._reading(name) for name in names], read)
         return {name: found[name] for name in names}
 
+    def run_at(self, x: Tensor, name: str, neuron: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
+        """What one neuron for each image says of it, in all and at one position.
+
+        Args:
+            x: [N, channels, height, width], prepared for the network.
+            name: layer.
+            neuron: int64 [N], the image's neuron.
+            position: int64 [N], raster index in the layer's grid.
+
+        Returns:
+            Response, float32 [N], the maximum over positions as `run` gives it, and the value at the position,
+            float32 [N]. On the device of `x`.
+
+        Raises:
+            ConfigError: unknown name.
+            ModelError: the forward took another course than when it was recorded.
+        """
+        taken: list[tuple[Tensor, Tensor]] = []
+        rows, neuron, position = torch.arange(len(x), device=x.device), neuron.to(x.device), position.to(x.device)
+
+        def read(reading: Reading, tensor: Tensor) -> None:
+            values = reading.positions_of(tensor)[rows, :, neuron]
+            taken.append((values.amax(1).float(), values[rows, position].float()))
+
+        with torch.no_grad():
+            self._capture(x, [self._reading(name)], read)
+        return taken[0]
+
     def input_energy(self, x: Tensor, name: str, seed: int) -> Tensor:
         """Input-gradient energy of a layer at its central position (Luo et al. 2016, with random signs).
 

@@ -100,11 +100,37 @@ class Subject:
             ModelError: another shape or type, no image, or more than a micro-batch.
         """
         n = len(views)
+        found = self.readouts.run(self.prepare(views[self._padded(n)]), names)
+        return {name: (response[:n].cpu(), position[:n].cpu()) for name, (response, position) in found.items()}
+
+    def responses_at(
+        self, views: NDArray[np.uint8], name: str, neuron: NDArray[np.int64], position: NDArray[np.int64]
+    ) -> tuple[Tensor, Tensor]:
+        """What one neuron for each image says of at most one micro-batch of images, padded as in `responses`.
+
+        Args:
+            views: uint8 [N, input_px, input_px, 3], N from 1 to micro_batch.
+            name: layer.
+            neuron: [N], the neuron asked about each image.
+            position: [N], raster index of the position asked about.
+
+        Returns:
+            Response, the maximum over positions, and the value at the position: float32 [N] on the CPU.
+
+        Raises:
+            ModelError: another shape or type, no image, or more than a micro-batch.
+        """
+        n = len(views)
+        rows = self._padded(n)
+        asked = (torch.from_numpy(which[rows]) for which in (neuron, position))
+        response, at = self.readouts.run_at(self.prepare(views[rows]), name, *asked)
+        return response[:n].cpu(), at[:n].cpu()
+
+    def _padded(self, n: int) -> NDArray[np.int64]:
+        """Rows of a whole micro-batch: the n there are, the last one repeated."""
         if not 1 <= n <= self.micro_batch:
             raise ModelError(f"the subject takes 1 to {self.micro_batch} views at a time, got {n}.")
-        padded = views[np.minimum(np.arange(self.micro_batch), n - 1)]
-        found = self.readouts.run(self.prepare(padded), names)
-        return {name: (response[:n].cpu(), position[:n].cpu()) for name, (response, position) in found.items()}
+        return np.minimum(np.arange(self.micro_batch), n - 1)
 
 
 def load_subject(config: SubjectConfig, numerics: NumericsConfig, plant: PlantConfig | None = None) -> Subject:

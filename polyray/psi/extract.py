@@ -19,7 +19,8 @@ from polyray.kernels import random, windows
 from polyray.models.readouts import LayerInfo
 from polyray.models.vision import Subject
 from polyray.probes.images import ProbeSet, view
-from polyray.psi.mine import Images, smallest_hashes
+from polyray.psi.mine import Images
+from polyray.psi.pool import smallest_hashes
 
 ENERGY_BATCH = 4
 """Images per backward pass: gradients keep every activation, so far fewer fit than in mining."""

@@ -19,6 +19,7 @@ from polyray.kernels import random, topk
 from polyray.models.readouts import LayerInfo
 from polyray.models.vision import Subject
 from polyray.probes.images import ProbeSet, pixel_hash, view
+from polyray.psi import pool
 
 Failure = tuple[str | None, str, int | None, str]
 """layer, item, item_id, reason: a row of the failures table."""
@@ -93,43 +94,13 @@ def distinct_images(images: pa.Table) -> Images:
     return Images(np.array(distinct, dtype=np.int64), np.array([code[x] for x in labels], dtype=np.int64), names)
 
 
-def smallest_hashes(seed: int, stream: int, word: int, examples: NDArray[np.int64], n: int) -> NDArray[np.int64]:
-    """n of the examples drawn uniformly without replacement: those of smallest random bits, ascending."""
-    hashes = random.bits(seed, stream, word, torch.from_numpy(examples)).numpy()
-    order = np.lexsort((examples, hashes))
-    return np.sort(examples[order[:n]])
-
-
-def pool_neurons(
-    science: Science, info: LayerInfo, response: torch.Tensor, examples: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """The neuron whose peak each image gives to the layer's pool.
-
-    Drawn uniformly among the neurons for which the image counts at all: a neuron that does not fire on it has no peak
-    there, and a corner of its empty map would be a patch that no neuron's examples can hold.
-
-    Args:
-        science: the sweep's settings.
-        info: the layer.
-        response: responses of the swept neurons to the images [n, C].
-        examples: the images.
-
-    Returns:
-        Column of the neuron for each image, −1 where no neuron fires.
-    """
-    counts = torch.isfinite(response) & ((response > 0) | (not info.positive_only))
-    able = counts.sum(1)
-    u = random.uniform(science.seed, random.POOL_NEURON, random.layer_word(info.name), torch.from_numpy(examples))
-    nth = torch.minimum((u * able).long(), able - 1)
-    reached = counts.long().cumsum(1) == nth[:, None] + 1
-    return torch.where(able > 0, (reached & counts).int().argmax(1), -1).numpy()
-
-
 class Mined(NamedTuple):
     """What one range of images contributes, by layer."""
 
     parts: dict[str, pa.Table]
     pool_peaks: dict[str, pa.Table]
+    swap_peaks: dict[str, pa.Table]
+    """Empty where nothing is swapped."""
     failed: list[Failure]
 
 
@@ -154,8 +125,8 @@ def mine(
         examples: the range; repeats and unreadable images in it are passed over.
 
     Returns:
-        Rows of `mine_parts` and `pool_peaks` for each layer. An image that has become unreadable since it was
-        indexed is a failure and contributes nothing.
+        Rows of `mine_parts`, `pool_peaks` and `swap_peaks` for each layer. An image that has become unreadable since
+        it was indexed is a failure and contributes nothing.
     """
     wanted = images.distinct[(images.distinct >= examples.start) & (images.distinct < examples.stop)]
     responses: dict[str, list[torch.Tensor]] = {info.name: [] for info in layers}
@@ -186,7 +157,10 @@ def mine(
 
     parts: dict[str, pa.Table] = {}
     peaks: dict[str, pa.Table] = {}
-    pooled = smallest_hashes(science.seed, random.POOL_IMAGE, 0, images.distinct, science.embed.n_pool)
+    everywhere: dict[str, pa.Table] = {}
+    pooled = pool.smallest_hashes(science.seed, random.POOL_IMAGE, 0, images.distinct, science.embed.n_pool)
+    n_random = 0 if science.swap is None else science.swap.n_random
+    swapped = pool.smallest_hashes(science.seed, random.SWAP_IMAGE, 0, images.distinct, n_random)
     ids = np.array(done, dtype=np.int64)
     for info in layers:
         name = info.name
@@ -194,18 +168,11 @@ def mine(
         response = torch.cat(responses[name]) if done else torch.zeros(0, n)
         position = torch.cat(positions[name]) if done else torch.zeros(0, n, dtype=torch.int32)
         parts[name] = _part(response, position, ids, science, info, neurons[name])
-        rows = np.flatnonzero(np.isin(ids, pooled))
-        column = pool_neurons(science, info, response[torch.from_numpy(rows)], ids[rows])
-        rows, column = rows[column >= 0], column[column >= 0]
-        peaks[name] = columns.table(
-            "pool_peaks",
-            {
-                "example": ids[rows],
-                "neuron": neurons[name][column],
-                "position": position.numpy()[rows, column],
-            },
-        )
-    return Mined(parts, peaks, failed)
+        here = pool.Responses(ids, response, position)
+        peaks[name] = pool.pool_peaks(science, info, neurons[name], here.of(pooled))
+        if len(swapped):
+            everywhere[name] = pool.swap_peaks(info, here.of(swapped))
+    return Mined(parts, peaks, everywhere, failed)
 
 
 def _part(

@@ -38,7 +38,8 @@ from polyray.kernels import random, topk
 from polyray.models.readouts import LayerInfo
 from polyray.models.vision import Subject
 from polyray.probes.images import ProbeSet, open_probe, view
-from polyray.psi.mine import Images, Mined, distinct_images, index, merge, mine, pool_neurons, smallest_hashes
+from polyray.psi.mine import Images, Mined, distinct_images, index, merge, mine
+from polyray.psi.pool import Responses, pool_neurons, smallest_hashes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -263,13 +264,17 @@ def test_the_pool_s_neurons_are_drawn_uniformly_among_those_that_fire() -> None:
     response[:, 1] *= np.where(np.arange(len(response)) % 4 == 2, np.nan, 1)
     expected = [[0, 2, 3], [1], [0, 2, 3, 4], []]
     info = layer_info("a", width=5, positive_only=True)
-    drawn = pool_neurons(science(), info, torch.from_numpy(response), np.arange(4 * n))
+
+    def all_of(response: NDArray[np.float32]) -> Responses:
+        return Responses(np.arange(len(response)), torch.from_numpy(response), torch.zeros(response.shape))
+
+    drawn = pool_neurons(science(), info, all_of(response))
     for pattern, able in enumerate(expected):
         found = drawn[pattern::4]
         assert set(found.tolist()) == set(able or [-1])
         if len(able) > 1:
             assert stats.chisquare(np.bincount(found, minlength=5)[able]).pvalue > 0.001
-    signed = pool_neurons(science(), layer_info("a", width=5), torch.from_numpy(-1 - firing[:3]), np.arange(3))
+    signed = pool_neurons(science(), layer_info("a", width=5), all_of(-1 - firing[:3]))
     assert (signed >= 0).all(), "without a rectifier every finite response is one"
 
 
