@@ -205,7 +205,7 @@ STUDIES: tuple[Table, ...] = (
             (
                 "q",
                 f64,
-                "Benjamini-Hochberg q of p over the rows of this kind, scope, contrast and sort of split; null without p",
+                "Benjamini-Hochberg q of p over rows of this kind, scope, contrast and sort of split; null without p",
             ),
             ("n", i32, "differences behind the figure: hosts of a cluster or neuron; neurons of a layer or the sweep"),
             (

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from polyray.cluster import plan
-from polyray.config import Config, NumericsConfig, TinyImageNet
+from polyray.config import Config, NumericsConfig, Science, TinyImageNet
 from polyray.errors import DataError, ModelError
 from polyray.kernels import random
 from polyray.models.encoders import Encoder, load_encoder
@@ -163,6 +163,7 @@ def _size(
         "mined and examples": e.n_neurons * n_keep * 70 / _GIB,
         "embeddings": sum(n_patches.values()) * dim * 2 / _GIB,
         "clusters": e.n_neurons * 3 * (cluster.N_PROTOTYPES * 1800 + 300) / _GIB,
+        "swaps": sum(len(w.items) for w in plan.swap_works(shape)) * _n_hosts(science) * 8 * 130 / _GIB,
         "all others": e.n_neurons * 4 * 600 / _GIB + len(e.layers) * 2 * science.calibrate.B * 100 / _GIB,
     }
     batch = science.subject.micro_batch
@@ -195,6 +196,10 @@ def _size(
             )
 
 
+def _n_hosts(science: Science) -> int:
+    return 0 if science.swap is None else science.swap.n_hosts
+
+
 def encoder_bytes(encoder: Encoder) -> float:
     """Memory of an encoder's parameters and of one micro-batch's activations, roughly."""
     modules = [m for m in vars(encoder).values() if isinstance(m, torch.nn.Module)]
@@ -224,6 +229,10 @@ def _time(
         patches = torch.from_numpy(rng.integers(0, 256, (n, side, side, 3), dtype=np.uint8))
         per_patch = _seconds(lambda: encoder.encode(patches)) / n
         e.device_hours["embed"] = per_patch * sum(n_patches.values()) / 3600
+    # At most: the forward of a swap ends at its own layer.
+    n_shown = sum(len(w.items) * plan.SHOWN[str(w.kind)] for w in plan.swap_works(shape)) * _n_hosts(science)
+    if n_shown:
+        e.device_hours["swap"] = e.device_hours["mine"] / max(e.n_images, 1) * n_shown
     per_set = _seconds_per_set(config)
     n_real = sum(shape.n_neurons.values())
     e.device_hours["cluster"] = per_set * n_real / 3600

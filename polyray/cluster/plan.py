@@ -36,12 +36,16 @@ STAGES: dict[str, Actor] = {
     "calibrate": "scoring",
     "summarise": "scoring",
     "recover": "scoring",
+    "swap": "subject",
+    "effects": "scoring",
 }
 """Every stage in order, and the kind of actor that runs it. A stage starts when the one before has ended; reduce
 units run where the units before them ran, so that a sweep starts each kind of actor once."""
 
 PLANTING = ("features", "plant", "recover")
 """Stages of a sweep with planted neurons alone."""
+SWAPPING = ("swap", "effects")
+"""Stages of a sweep with patch swaps alone."""
 
 # Sizes of units. Each takes a few seconds on one core of 2026, well below the 30 s in which a spot node drains.
 INDEX_IMAGES = 2048
@@ -49,6 +53,10 @@ MINE_IMAGES = 256
 EMBED_PATCHES = 2048
 CLUSTER_NEURONS = 64
 DRAWS = 256
+SHOWN = {"real": 7, "null": 3}
+"""Pictures that the subject is shown of each host of a neuron of this kind: baseline and six conditions, or two."""
+SWAP_IMAGES = 512
+"""What the subject is shown in a unit of swap, roughly: two units of mine, since a last micro-batch is rarely full."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +143,8 @@ class Sweep:
 
 def stages(science: Science) -> dict[str, Actor]:
     """The stages of a sweep in order, and the kind of actor that runs each."""
-    return {stage: actor for stage, actor in STAGES.items() if science.plant or stage not in PLANTING}
+    left_out = [*(() if science.plant else PLANTING), *(() if science.swap else SWAPPING)]
+    return {stage: actor for stage, actor in STAGES.items() if stage not in left_out}
 
 
 def works(stage: str, shape: Shape, store: Store) -> list[Work]:
@@ -162,8 +171,10 @@ def fixed_works(stage: str, shape: Shape) -> list[Work]:
             return [Work(stage, start=a, stop=b) for a, b in _ranges(shape.n_images, MINE_IMAGES)]
         case "window" | "merge" | "calibrate":
             return [Work(stage, layer) for layer in shape.n_neurons]
-        case "extract" | "summarise" | "plant" | "recover":
+        case "extract" | "summarise" | "plant" | "recover" | "effects":
             return [Work(stage)]
+        case "swap":
+            return swap_works(shape)
         case "embed/vocabulary":
             return [Work("embed", kind="vocabulary")]
         case "cluster":
@@ -180,6 +191,20 @@ def embed_works(n_patches: Mapping[str, int]) -> list[Work]:
     return [Work("embed", kind="vocabulary")] + [
         Work("embed", layer, start=a, stop=b) for layer, n in n_patches.items() for a, b in _ranges(n, EMBED_PATCHES)
     ]
+
+
+def swap_works(shape: Shape) -> list[Work]:
+    """Units of swap: ranges of the swapped neurons of each layer, and of those with a null neuron beside them."""
+    swap = shape.science.swap
+    if swap is None:
+        return []
+    found = []
+    for layer, n_neurons in shape.n_neurons.items():
+        n_swapped = min(n_neurons, swap.n_neurons or n_neurons)
+        for kind, n in (("real", n_swapped), ("null", min(n_swapped, swap.n_null))):
+            per_unit = max(1, SWAP_IMAGES // (SHOWN[kind] * swap.n_hosts))
+            found += [Work("swap", layer, kind, None, a, b) for a, b in _ranges(n, per_unit)]
+    return found
 
 
 def scored_sizes(store: Store, layer: str) -> list[int]:

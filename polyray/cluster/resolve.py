@@ -92,6 +92,7 @@ def resolve(config: Config, out: str) -> Resolved:
     if len(mined) < science.embed.n_pool:
         notes.append(f"the pool is all that is mined: {len(mined)} images, fewer than n_pool = {science.embed.n_pool}")
     notes += pool_notes(config, mined)
+    notes += swap_notes(config)
     notes += floor_note(config, sum(len(n) for n in neurons.values()), len(mined))
     contents = {
         "subject": subject_digest,
@@ -170,6 +171,21 @@ def pool_notes(config: Config, labels: Sequence[str]) -> list[str]:
             f"no p under `specific` is below {1 / (n_anchors(n_pool) + 1):.1e}"
         )
     return notes
+
+
+def swap_notes(config: Config) -> list[str]:
+    """Warnings where a neuron has too few hosts for a verdict."""
+    swap, m, alpha = config.science.swap, config.science.mine, config.science.calibrate.alpha
+    if swap is None:
+        return []
+    k = config.science.cluster.k_range[0]
+    most = min(swap.n_hosts // k, m.K // (2 * k))
+    if 0.5**most < alpha:
+        return []
+    return [
+        f"swap: a cluster has at most {most} hosts, and no p of so few differences is below {0.5**most:.2g}: no neuron "
+        "can be causally polysemantic; raise swap.n_hosts, or mine.K, of which every host takes two"
+    ]
 
 
 def floor_note(config: Config, n_neurons: int, n_images: int) -> list[str]:

@@ -20,14 +20,14 @@ import torch
 from numpy.typing import NDArray
 
 from polyray import columns
-from polyray.cluster.plan import Sweep, Work, works
+from polyray.cluster.plan import CLUSTER_NEURONS, Sweep, Work, works
 from polyray.errors import ModelError, StoreError
 from polyray.models.encoders import load_encoder
 from polyray.models.vision import load_subject
 from polyray.models.vocabulary import load_prompts, prompts_digest
 from polyray.overlay import base_of, opened
 from polyray.probes.images import open_probe
-from polyray.psi import embed, extract, mine, plant
+from polyray.psi import embed, extract, hosts, mine, plant, swap
 from polyray.records import PartInfo, Receipt
 from polyray.store import Store
 
@@ -120,7 +120,7 @@ class Worker:
 
 
 class SubjectWorker(Worker):
-    """Holds the network under study: index, window, mine, merge, extract."""
+    """Holds the network under study: index, window, mine, merge, extract, swap; features and plant."""
 
     def __init__(self, sweep: Sweep) -> None:
         super().__init__(sweep)
@@ -130,6 +130,7 @@ class SubjectWorker(Worker):
             raise ModelError("this actor's subject has other read-outs than the driver's: are the versions the same?")
         self._require("subject", self.subject.digest)
         self._installed = False
+        self._peaks: tuple[str, NDArray[np.int64], NDArray[np.int64]] | None = None
 
     def parts(self, work: Work) -> list[PartInfo]:
         match work.stage:
@@ -160,6 +161,9 @@ class SubjectWorker(Worker):
                 ranges = (self.store.read("mine_parts", work.layer, units=[u]) for u in units)
                 merged, histograms = mine.merge(ranges, self.science, self.infos[work.of_layer])
                 return self.write(work, {"mined": merged, "histograms": histograms})
+            case "swap":
+                self._install()
+                return self._swap(work)
             case "extract":
                 layers = layer_rows(self.store)
                 names = list(self.infos)
@@ -180,6 +184,31 @@ class SubjectWorker(Worker):
             for layer in self.infos
         }
         return self.write(work, {"planted": planted, "plant_classes": classes})
+
+    def _swap(self, work: Work) -> list[PartInfo]:
+        layer, swept = work.of_layer, self.sweep.neurons[work.of_layer]
+        of_kind = hosts.null_swapped if work.kind == "null" else hosts.swapped
+        neurons = of_kind(self.science, layer, swept)[work.start : work.stop]
+        examples = clustered_examples(self.store, self.sweep, layer, neurons)
+        if self._peaks is None or self._peaks[0] != layer:
+            self._peaks = (layer, *swap_peaks(self.store, layer, len(swept)))
+        _, image, position = self._peaks
+        chosen = [
+            swap.Neuron(n, examples[n], hosts.Peaks(image, position[:, np.searchsorted(swept, n)]))
+            for n in neurons.tolist()
+            if n in examples
+        ]
+        row = next(r for r in layer_rows(self.store) if r["layer"] == layer)
+        rows, failed = swap.swap(self.subject, self._views, self.science, row, chosen, str(work.kind), self._fill)
+        return self.write(work, {"swaps": rows}, failed)
+
+    @cached_property
+    def _views(self) -> swap.Views:
+        return swap.Views(self.probe, self.science)
+
+    @cached_property
+    def _fill(self) -> NDArray[np.uint8]:
+        return swap.fill_colour(self.store.read("images"), self.images)
 
     def _install(self) -> None:
         """Gives planted neurons their weights, before the first forward that needs them."""
@@ -216,6 +245,31 @@ class EncoderWorker(Worker):
 def layer_rows(store: Store) -> list[dict[str, Any]]:
     """Rows of `layers` in order of depth."""
     return sorted(store.read("layers").to_pylist(), key=lambda r: r["depth"])
+
+
+def clustered_examples(store: Store, sweep: Sweep, layer: str, neurons: NDArray[np.int64]) -> dict[int, hosts.Examples]:
+    """Clustered examples of those of a layer's neurons that were scored."""
+    places = np.unique(np.searchsorted(sweep.neurons[layer], neurons) // CLUSTER_NEURONS) * CLUSTER_NEURONS
+    last = len(sweep.neurons[layer])
+    units = [Work("cluster", layer, start=a, stop=min(a + CLUSTER_NEURONS, last)).key for a in places.tolist()]
+    wanted = ["neuron", "rank", "example", "position", "cluster", "activation"]
+    rows = store.read("examples", layer, wanted, units=units)
+    rows = rows.filter(pa.compute.is_valid(rows["cluster"])).sort_by([("neuron", "ascending"), ("rank", "ascending")])
+    of = columns.numbers(rows, "neuron")
+    example, position, cluster = (columns.numbers(rows, c).astype(np.int64) for c in wanted[2:5])
+    activation = columns.floats(rows, "activation")
+    return {
+        n: hosts.Examples(example[of == n], position[of == n], cluster[of == n], activation[of == n])
+        for n in neurons.tolist()
+        if (of == n).any()
+    }
+
+
+def swap_peaks(store: Store, layer: str, width: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Images from which random patches are drawn, ascending, and where the swept neurons peak in them [R, width]."""
+    rows = store.read("swap_peaks", layer).sort_by("example")
+    flat = pa.compute.fill_null(rows["position"].combine_chunks().flatten(), hosts.NONE)
+    return columns.numbers(rows, "example").astype(np.int64), flat.to_numpy().astype(np.int64).reshape(-1, width)
 
 
 def filed_patches(store: Store, layer: str) -> NDArray[np.int64]:

@@ -191,7 +191,7 @@ def boxes(layer: Mapping[str, Any], at: Window, position: Ints, input_px: int) -
 
 
 class Places(NamedTuple):
-    """Where in its pictures each swap of a neuron takes place: boxes x0, y0, x1, y1 [n, 4], `NONE` where there is none."""
+    """Where each swap of a neuron takes place: boxes x0, y0, x1, y1 [n, 4], `NONE` where there is none."""
 
     box: Ints
     """Around the host's peak."""

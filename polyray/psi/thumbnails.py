@@ -1,12 +1,13 @@
 """Thumbnails: pictures of each cluster's prototypes, so that reports need no probe set.
 
-Place in the flow: the last step of cluster.
+Place in the flow: the last step of cluster; swap makes its own.
 """
 
 import io
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 from PIL import Image
 
 from polyray.config import Science
@@ -41,11 +42,16 @@ def with_thumbnails(clusters: pa.Table, probe: ProbeSet, science: Science) -> tu
             pictures |= {int(i): None for i in ids[start:stop]}
             continue
         for i, patch in zip(ids[start:stop], crop(seen, boxes[start:stop], SIDE_PX), strict=True):
-            out = io.BytesIO()
-            Image.fromarray(patch.numpy()).save(out, format="JPEG", quality=QUALITY)
-            pictures[int(i)] = out.getvalue()
+            pictures[int(i)] = jpeg(patch.numpy())
     kind = clusters.schema.field("thumbnails").type
     column = pa.array([[pictures[p] for p in row] for row in prototypes], type=kind)
     return clusters.set_column(
         clusters.schema.get_field_index("thumbnails"), clusters.schema.field("thumbnails"), column
     ), failed
+
+
+def jpeg(picture: NDArray[np.uint8]) -> bytes:
+    """A picture [height, width, 3] as JPEG."""
+    out = io.BytesIO()
+    Image.fromarray(picture).save(out, format="JPEG", quality=QUALITY)
+    return out.getvalue()
