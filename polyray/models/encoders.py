@@ -188,7 +188,7 @@ def normalised(
     """RGB in [0, 1] less its mean, over its standard deviation, in float32; channels last in memory."""
     scale = batch.new_tensor([1 / (255 * s) for s in std], dtype=torch.float32)
     shift = batch.new_tensor([m / s for m, s in zip(mean, std, strict=True)], dtype=torch.float32)
-    return (batch.float() * scale - shift).permute(0, 3, 1, 2)
+    return batch.float().mul_(scale).sub_(shift).permute(0, 3, 1, 2)
 
 
 def weights_digest(weights: Mapping[str, Tensor], parameters: Mapping[str, object]) -> str:

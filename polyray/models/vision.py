@@ -77,7 +77,7 @@ class Subject:
         Raises:
             ModelError: another shape or type.
         """
-        batch = views if isinstance(views, Tensor) else torch.tensor(views)
+        batch = views if isinstance(views, Tensor) else torch.from_numpy(np.require(views, requirements=["C", "W"]))
         if batch.dtype != torch.uint8 or batch.ndim != 4 or batch.shape[1:] != (self.input_px, self.input_px, 3):
             raise ModelError(
                 f"the subject takes uint8 views of shape [N, {self.input_px}, {self.input_px}, 3], got {batch.dtype} "

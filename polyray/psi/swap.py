@@ -40,6 +40,7 @@ Picture = NDArray[np.uint8]
 _VIEWS_BYTES = 256 * 2**20
 """Views that an actor keeps, so that images which several neurons use are decoded once: some 1,700 at 224 px."""
 
+_BOX = ("x0", "y0", "x1", "y1")
 _PATCHED = ("aligned", "non_aligned", "random", "random_place", "shuffled_position")
 _ELSEWHERE = ("shuffled_position", "ablate_elsewhere")
 _NO_SOURCE = {
@@ -82,8 +83,7 @@ def compose(
     host: Picture,
     box: Sequence[int],
     fill: NDArray[np.uint8],
-    source: Picture | None = None,
-    source_box: Sequence[int] | None = None,
+    patch: tuple[Picture, Sequence[int]] | None = None,
     place: Sequence[int] | None = None,
 ) -> Picture:
     """The picture that a condition shows: host, baseline, or one of the six.
@@ -93,8 +93,8 @@ def compose(
         host: what the subject sees of the host.
         box: x0, y0, x1, y1 of the host's box, in pixels, right and bottom exclusive.
         fill: RGB.
-        source: what the subject sees of the image that the patch is taken from, where the condition has one.
-        source_box: the patch in it; resized to where it goes.
+        patch: what the subject sees of the image that the patch is taken from, and its box there; resized to where it
+            goes. Where the condition has one.
         place: where else the host is changed, where the condition says so.
 
     Returns:
@@ -106,8 +106,8 @@ def compose(
         out[y0:y1, x0:x1] = fill
     if place is not None:
         x0, y0, x1, y1 = place
-    if source is not None and source_box is not None:
-        a0, b0, a1, b1 = source_box
+    if patch is not None:
+        source, (a0, b0, a1, b1) = patch
         out[y0:y1, x0:x1] = scaled(torch.from_numpy(source[b0:b1, a0:a1]), y1 - y0, x1 - x0).numpy()
     elif condition == "ablate_elsewhere":
         out[y0:y1, x0:x1] = fill
@@ -127,7 +127,9 @@ class _Shot(NamedTuple):
 
     row: dict[str, Any]
     picture: Picture | None
-    """None where there is nothing to show."""
+    """None where there is none."""
+    shown: bool = True
+    """Whether the subject is to see it."""
 
 
 def swap(
@@ -175,6 +177,14 @@ def swap(
     return columns.table("swaps", rows), failed
 
 
+class _Source(NamedTuple):
+    """Where a patch comes from."""
+
+    example: int
+    cluster: int | None
+    box: list[int]
+
+
 def _shots(
     neuron: Neuron,
     cast: Roles,
@@ -187,75 +197,98 @@ def _shots(
     unread: dict[int, str],
 ) -> list[_Shot]:
     """Rows of one neuron and what they show; images that cannot be read go into `unread`."""
-    examples, peaks = neuron.examples, neuron.peaks
+    examples = neuron.examples
     found: list[_Shot] = []
     pictured: set[int] = set()
     for i, host in enumerate(cast.host.tolist()):
-        cluster = int(examples.cluster[host])
         box = where.box[i].tolist()
-        area = (box[2] - box[0]) * (box[3] - box[1])
-        shared = {
+        host_row = {
             "kind": kind,
             "neuron": neuron.neuron,
             "host": i,
             "host_example": int(examples.example[host]),
-            "cluster": cluster,
+            "cluster": int(examples.cluster[host]),
             "position": int(examples.position[host]),
             **_named("", box),
-            "box_frac": area / science.subject.input_px**2,
+            "box_frac": (box[2] - box[0]) * (box[3] - box[1]) / science.subject.input_px**2,
             "reduced": at.reduced,
         }
-        seen = views.get(shared["host_example"])
-        thumbnail = science.extract.thumbnails and kind == "real" and cluster not in pictured
-        pictured.add(cluster)
-        # Donors: image, cluster and box by condition.
-        aligned, other, drawn = int(cast.aligned[i]), int(cast.other[i]), int(cast.random[i])
-        of_aligned = (_at(examples.example, aligned), _at(examples.cluster, aligned), where.aligned[i].tolist())
-        sources = {
-            "aligned": of_aligned,
-            "shuffled_position": of_aligned,
-            "non_aligned": (_at(examples.example, other), _at(examples.cluster, other), where.other[i].tolist()),
-            "random": (_at(peaks.example, drawn), None, where.random[i].tolist()),
-            "random_place": (_at(peaks.example, drawn), None, where.random_place[i].tolist()),
-        }
-        for condition in ("host", *SWAP_SHOWN[kind]) if kind == "real" else SWAP_SHOWN[kind]:
-            row: dict[str, Any] = shared | {"condition": condition, "status": "ok"}
-            example, of, patch = sources.get(condition, (None, None, None))
+        sources = _sources(i, neuron, cast, where)
+        with_picture = science.extract.thumbnails and kind == "real" and host_row["cluster"] not in pictured
+        pictured.add(host_row["cluster"])
+        for condition in SWAP_SHOWN[kind]:
             place = where.elsewhere[i].tolist() if condition in _ELSEWHERE else None
-            reason = None
-            if condition in _PATCHED and example is None:
-                row["status"], reason = "not_swappable", _NO_SOURCE[condition]
-            elif place is not None and place[0] == NONE:
-                row["status"], reason = "not_swappable", "there is no room for a box of this size beside the host's"
-            picture = None
-            if reason is None:
-                row |= {} if example is None or patch is None else {"source_example": example, "source_cluster": of}
-                row |= ({} if patch is None else _named("source_", patch)) | (
-                    {} if place is None else _named("place_", place)
-                )
-                donor = views.get(example) if example is not None else None
-                for image, pixels in ((shared["host_example"], seen), (example, donor)):
-                    if isinstance(pixels, str) and image is not None:
-                        unread[image] = pixels
-                        reason = reason or f"image {image} cannot be read: {pixels}"
-                if isinstance(seen, str) or isinstance(donor, str):
-                    row["status"] = "failed"
-                else:
-                    picture = compose(condition, seen, box, fill, donor, patch, place)
-            row["reason"] = reason
-            if picture is not None and thumbnail:
-                row["picture"] = jpeg(scaled(torch.from_numpy(picture), SIDE_PX, SIDE_PX).numpy())
-            if condition == "host":
+            found.append(_shot(host_row, condition, sources.get(condition), place, views, fill, unread))
+        if kind == "real":
+            # Mining has shown it already.
+            intact = _shot(host_row, "host", None, None, views, fill, unread)
+            if intact.picture is not None:
                 activation = float(examples.activation[host])
-                row |= {} if isinstance(seen, str) else {"response": activation, "response_at_peak": activation}
-                picture = None
-            found.append(_Shot(row, picture))
+                intact.row.update(response=activation, response_at_peak=activation)
+            found.append(_Shot(intact.row, intact.picture, shown=False))
+        for shot in found[-len(SWAP_SHOWN[kind]) - 1 :] if with_picture else ():
+            if shot.picture is not None:
+                shot.row["picture"] = jpeg(scaled(torch.from_numpy(shot.picture), SIDE_PX, SIDE_PX).numpy())
     return found
+
+
+def _sources(i: int, neuron: Neuron, cast: Roles, where: Places) -> dict[str, _Source | None]:
+    """Where the patch of each condition comes from in swap i; None where there is nobody."""
+
+    def donor(at: int, box: Ints) -> _Source | None:
+        e = neuron.examples
+        return None if at == NONE else _Source(int(e.example[at]), int(e.cluster[at]), box.tolist())
+
+    def drawn(box: Ints) -> _Source | None:
+        at = cast.random[i]
+        return None if at == NONE else _Source(int(neuron.peaks.example[at]), None, box.tolist())
+
+    aligned = donor(cast.aligned[i], where.aligned[i])
+    return {
+        "aligned": aligned,
+        "shuffled_position": aligned,
+        "non_aligned": donor(cast.other[i], where.other[i]),
+        "random": drawn(where.random[i]),
+        "random_place": drawn(where.random_place[i]),
+    }
+
+
+def _shot(
+    host_row: Mapping[str, Any],
+    condition: str,
+    source: _Source | None,
+    place: list[int] | None,
+    views: Views,
+    fill: NDArray[np.uint8],
+    unread: dict[int, str],
+) -> _Shot:
+    """One condition of one host: its row, and the picture where there is one."""
+    row: dict[str, Any] = {**host_row, "condition": condition, "status": "ok"}
+    reason = None
+    if condition in _PATCHED and source is None:
+        reason = _NO_SOURCE[condition]
+    elif place is not None and place[0] == NONE:
+        reason = "there is no room for a box of this size beside the host's"
+    if reason is not None:
+        return _Shot(row | {"status": "not_swappable", "reason": reason}, None)
+    if source is not None:
+        row |= {"source_example": source.example, "source_cluster": source.cluster, **_named("source_", source.box)}
+    if place is not None:
+        row |= _named("place_", place)
+    images = [row["host_example"], *([] if source is None else [source.example])]
+    seen = [views.get(image) for image in images]
+    for image, pixels in zip(images, seen, strict=True):
+        if isinstance(pixels, str):
+            unread[image] = pixels
+            return _Shot(row | {"status": "failed", "reason": f"image {image} cannot be read: {pixels}"}, None)
+    host, *donor = (pixels for pixels in seen if not isinstance(pixels, str))
+    patch = None if source is None else (donor[0], source.box)
+    return _Shot(row, compose(condition, host, [row[c] for c in _BOX], fill, patch, place))
 
 
 def _respond(subject: Subject, layer: str, shots: Sequence[_Shot]) -> None:
     """Fills in the responses to what there is to show, in micro-batches across neurons and conditions."""
-    shown = [(s.row, s.picture) for s in shots if s.picture is not None]
+    shown = [(s.row, s.picture) for s in shots if s.shown and s.picture is not None]
     for first in range(0, len(shown), subject.micro_batch):
         batch = shown[first : first + subject.micro_batch]
         neuron, position = (np.array([row[c] for row, _ in batch], dtype=np.int64) for c in ("neuron", "position"))
@@ -281,12 +314,8 @@ def _effects(rows: Sequence[dict[str, Any]], sd: Mapping[int, float]) -> None:
         row["effect_sd"] = row["effect"] / scale if row["effect"] is not None and scale > 0 else None
 
 
-def _at(values: Ints, i: int) -> int | None:
-    return None if i == NONE else int(values[i])
-
-
 def _named(prefix: str, box: Sequence[int]) -> dict[str, int]:
-    return {prefix + c: v for c, v in zip(("x0", "y0", "x1", "y1"), box, strict=True)}
+    return {prefix + c: v for c, v in zip(_BOX, box, strict=True)}
 
 
 def redraw(row: Mapping[str, Any], views: Views, fill: NDArray[np.uint8]) -> Picture:
@@ -297,13 +326,15 @@ def redraw(row: Mapping[str, Any], views: Views, fill: NDArray[np.uint8]) -> Pic
     """
     if row["status"] == "not_swappable":
         raise DataError(f"there is no such picture: {row['reason']}.")
-    seen = {c: views.get(row[c]) for c in ("host_example", "source_example") if row[c] is not None}
-    for pixels in seen.values():
+    images = [row[c] for c in ("host_example", "source_example") if row[c] is not None]
+    seen: list[Picture] = []
+    for image in images:
+        pixels = views.get(image)
         if isinstance(pixels, str):
-            raise DataError(pixels)
+            raise DataError(f"image {image} cannot be read: {pixels}")
+        seen.append(pixels)
     box, source_box, place = (
-        [row[prefix + c] for c in ("x0", "y0", "x1", "y1")] if row[prefix + "x0"] is not None else None
-        for prefix in ("", "source_", "place_")
+        None if row[prefix + "x0"] is None else [row[prefix + c] for c in _BOX] for prefix in ("", "source_", "place_")
     )
-    host, source = seen["host_example"], seen.get("source_example")
-    return compose(row["condition"], host, box, fill, source, source_box, place)  # type: ignore[arg-type]
+    patch = None if source_box is None else (seen[1], source_box)
+    return compose(row["condition"], seen[0], box or [], fill, patch, place)
