@@ -9,6 +9,7 @@ import pyarrow as pa
 from polyray.studies import CONTRASTS as CONTRASTS
 from polyray.studies import STUDIES
 from polyray.studies import SWAP_CONDITIONS as SWAP_CONDITIONS
+from polyray.studies import SWAP_SHOWN as SWAP_SHOWN
 from polyray.table import Table, f32, f64, half_vector, i32, i64, text
 
 VERSION = 3

@@ -21,6 +21,8 @@ SWAP_CONDITIONS = (
 """What is done to a host image, see psi/swap.py: nothing; its box filled; a donor's patch in the box; the patch of
 another cluster there; the neuron's peak patch of a random image there; a random patch there; the box filled and the
 aligned patch elsewhere; the box intact and an equal one elsewhere filled."""
+SWAP_SHOWN = {"real": SWAP_CONDITIONS[1:], "null": ("baseline", "aligned", "non_aligned")}
+"""What the subject is shown of each host of a neuron of this kind; of the host itself mining has seen the response."""
 CONTRASTS = (
     "aligned-random",
     "aligned-random_place",

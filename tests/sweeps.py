@@ -57,6 +57,7 @@ def tiny(folder: Path, **subject: object) -> dict[str, Any]:
             "embed": {"n_pool": 144},
             "cluster": {"k_range": [2, 4], "n_init": 2},
             "calibrate": {"B": 60, "n_bootstrap": 20},
+            "swap": {"n_hosts": 6, "n_neurons": 7, "n_random": 40, "n_null": 2},
         },
         "execution": {kind: HALF_CPU | {"max": 1} for kind in ("subject", "encoder", "scoring")},
     }

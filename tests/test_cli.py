@@ -331,7 +331,7 @@ def test_plan_says_what_the_sweep_then_is(tiny_yaml: Path, finished: Finished, o
     done = {s["stage"]: s["n_done"] for s in printed_json(command("status", finished.out, "--json"))["stages"]}
     assert list(printed["units"]) == list(CENSUS)
     assert printed["units"] == done
-    assert set(printed["device_hours"]) == {"mine", "embed", "cluster", "draw"}
+    assert set(printed["device_hours"]) == {"mine", "embed", "cluster", "draw", "swap"}
     assert all(0 < hours < 1 for hours in printed["device_hours"].values())
     assert set(printed["memory_gb"]) == {"subject", "encoder", "scoring"}
     assert all(0 < size < 64 for size in [*printed["memory_gb"].values(), *printed["disk_gb"].values()])

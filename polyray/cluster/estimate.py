@@ -22,7 +22,7 @@ from polyray.models.vision import Subject, load_subject, resolve_neurons
 from polyray.models.vocabulary import load_prompts
 from polyray.probes.images import open_probe
 from polyray.psi import cluster, space
-from polyray.schema import NULL_KINDS
+from polyray.schema import NULL_KINDS, SWAP_SHOWN
 
 _TINY_IMAGENET = {"val": 10_000, "train": 100_000}
 _GIB = 1024**3
@@ -230,7 +230,7 @@ def _time(
         per_patch = _seconds(lambda: encoder.encode(patches)) / n
         e.device_hours["embed"] = per_patch * sum(n_patches.values()) / 3600
     # At most: the forward of a swap ends at its own layer.
-    n_shown = sum(len(w.items) * plan.SHOWN[str(w.kind)] for w in plan.swap_works(shape)) * _n_hosts(science)
+    n_shown = sum(len(w.items) * len(SWAP_SHOWN[str(w.kind)]) for w in plan.swap_works(shape)) * _n_hosts(science)
     if n_shown:
         e.device_hours["swap"] = e.device_hours["mine"] / max(e.n_images, 1) * n_shown
     per_set = _seconds_per_set(config)

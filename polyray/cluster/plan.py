@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polyray.config import Config, Science
-from polyray.schema import NULL_KINDS, SHARED_LAYER
+from polyray.schema import NULL_KINDS, SHARED_LAYER, SWAP_SHOWN
 from polyray.store import Store
 
 if TYPE_CHECKING:
@@ -37,10 +37,11 @@ STAGES: dict[str, Actor] = {
     "summarise": "scoring",
     "recover": "scoring",
     "swap": "subject",
-    "effects": "scoring",
+    "effects": "subject",
 }
 """Every stage in order, and the kind of actor that runs it. A stage starts when the one before has ended; reduce
-units run where the units before them ran, so that a sweep starts each kind of actor once."""
+units run where the units before them ran, so that a sweep starts each kind of actor once, and that of the subject
+again for swaps, which are of clusters."""
 
 PLANTING = ("features", "plant", "recover")
 """Stages of a sweep with planted neurons alone."""
@@ -53,8 +54,6 @@ MINE_IMAGES = 256
 EMBED_PATCHES = 2048
 CLUSTER_NEURONS = 64
 DRAWS = 256
-SHOWN = {"real": 7, "null": 3}
-"""Pictures that the subject is shown of each host of a neuron of this kind: baseline and six conditions, or two."""
 SWAP_IMAGES = 512
 """What the subject is shown in a unit of swap, roughly: two units of mine, since a last micro-batch is rarely full."""
 
@@ -202,7 +201,7 @@ def swap_works(shape: Shape) -> list[Work]:
     for layer, n_neurons in shape.n_neurons.items():
         n_swapped = min(n_neurons, swap.n_neurons or n_neurons)
         for kind, n in (("real", n_swapped), ("null", min(n_swapped, swap.n_null))):
-            per_unit = max(1, SWAP_IMAGES // (SHOWN[kind] * swap.n_hosts))
+            per_unit = max(1, SWAP_IMAGES // (len(SWAP_SHOWN[kind]) * swap.n_hosts))
             found += [Work("swap", layer, kind, None, a, b) for a, b in _ranges(n, per_unit)]
     return found
 

@@ -19,7 +19,7 @@ from polyray.cluster.work import EncoderWorker, SubjectWorker, Worker, filed_pat
 from polyray.errors import DataError
 from polyray.kernels import random
 from polyray.overlay import base_of
-from polyray.psi import calibrate, cluster, draw, effects, extract, hosts, mine, recover, space, summarise, thumbnails
+from polyray.psi import calibrate, cluster, draw, extract, mine, recover, space, summarise, thumbnails
 from polyray.records import PartInfo
 from polyray.schema import SHARED_LAYER
 
@@ -66,8 +66,6 @@ class ScoringWorker(Worker):
                 return self.write(work, {"neuron_summary": by_layer, "layer_summary": summary})
             case "recover":
                 return self._recover(work)
-            case "effects":
-                return self._effects(work)
         raise ValueError(f"a scoring actor cannot do {work.key!r}")
 
     def _recover(self, work: Work) -> list[PartInfo]:
@@ -89,18 +87,6 @@ class ScoringWorker(Worker):
         )
         summary = recover.planted_summary(list(self.infos), found, read("neurons"), self.science)
         return self.write(work, {"planted_neurons": by_layer, "planted_summary": summary})
-
-    def _effects(self, work: Work) -> list[PartInfo]:
-        names = list(self.infos)
-        rows = effects.effects(
-            names,
-            (self.store.read("swaps", name) for name in names),
-            {name: hosts.swapped(self.science, name, self.sweep.neurons[name]).tolist() for name in names},
-            self.store.read("clusters", columns=["layer", "neuron", "cluster", "size"]),
-            self.store.read("neurons", columns=["layer", "neuron", "specific_log_psi", "specific_S_p"]),
-            self.science,
-        )
-        return self.write(work, {"effects": rows})
 
     def _with_ties(self, layer: str) -> pa.Table:
         """The base's rows of `mined` with the ties counted at this K.

@@ -27,7 +27,7 @@ from polyray.models.vision import load_subject
 from polyray.models.vocabulary import load_prompts, prompts_digest
 from polyray.overlay import base_of, opened
 from polyray.probes.images import open_probe
-from polyray.psi import embed, extract, hosts, mine, plant, swap
+from polyray.psi import effects, embed, extract, hosts, mine, plant, swap
 from polyray.records import PartInfo, Receipt
 from polyray.store import Store
 
@@ -120,7 +120,7 @@ class Worker:
 
 
 class SubjectWorker(Worker):
-    """Holds the network under study: index, window, mine, merge, extract, swap; features and plant."""
+    """Holds the network under study: index, window, mine, merge, extract, swap, effects; features and plant."""
 
     def __init__(self, sweep: Sweep) -> None:
         super().__init__(sweep)
@@ -164,6 +164,8 @@ class SubjectWorker(Worker):
             case "swap":
                 self._install()
                 return self._swap(work)
+            case "effects":
+                return self._effects(work)
             case "extract":
                 layers = layer_rows(self.store)
                 names = list(self.infos)
@@ -201,6 +203,18 @@ class SubjectWorker(Worker):
         row = next(r for r in layer_rows(self.store) if r["layer"] == layer)
         rows, failed = swap.swap(self.subject, self._views, self.science, row, chosen, str(work.kind), self._fill)
         return self.write(work, {"swaps": rows}, failed)
+
+    def _effects(self, work: Work) -> list[PartInfo]:
+        names = list(self.infos)
+        rows = effects.effects(
+            names,
+            (self.store.read("swaps", name) for name in names),
+            {name: hosts.swapped(self.science, name, self.sweep.neurons[name]).tolist() for name in names},
+            self.store.read("clusters", columns=["layer", "neuron", "cluster", "size"]),
+            self.store.read("neurons", columns=["layer", "neuron", "specific_log_psi", "specific_S_p"]),
+            self.science,
+        )
+        return self.write(work, {"effects": rows})
 
     @cached_property
     def _views(self) -> swap.Views:

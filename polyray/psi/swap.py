@@ -33,12 +33,10 @@ from polyray.probes.images import ProbeSet, view
 from polyray.psi.hosts import NONE, Examples, Ints, Peaks, Places, Roles, Window, null_examples, places, roles, window
 from polyray.psi.mine import Failure, Images
 from polyray.psi.thumbnails import SIDE_PX, jpeg
-from polyray.schema import SWAP_CONDITIONS
+from polyray.schema import SWAP_SHOWN
 
 Picture = NDArray[np.uint8]
 
-SHOWN = {"real": SWAP_CONDITIONS[1:], "null": ("baseline", "aligned", "non_aligned")}
-"""What the subject is shown of each host of a neuron of this kind; of the host itself mining has seen the response."""
 _VIEWS_BYTES = 256 * 2**20
 """Views that an actor keeps, so that images which several neurons use are decoded once: some 1,700 at 224 px."""
 
@@ -220,7 +218,7 @@ def _shots(
             "random": (_at(peaks.example, drawn), None, where.random[i].tolist()),
             "random_place": (_at(peaks.example, drawn), None, where.random_place[i].tolist()),
         }
-        for condition in ("host", *SHOWN[kind]) if kind == "real" else SHOWN[kind]:
+        for condition in ("host", *SWAP_SHOWN[kind]) if kind == "real" else SWAP_SHOWN[kind]:
             row: dict[str, Any] = shared | {"condition": condition, "status": "ok"}
             example, of, patch = sources.get(condition, (None, None, None))
             place = where.elsewhere[i].tolist() if condition in _ELSEWHERE else None

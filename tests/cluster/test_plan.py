@@ -20,7 +20,10 @@ from polyray.cluster.plan import (
     EMBED_PATCHES,
     INDEX_IMAGES,
     MINE_IMAGES,
+    PLANTING,
     STAGES,
+    SWAP_IMAGES,
+    SWAPPING,
     Shape,
     Sweep,
     Work,
@@ -29,6 +32,8 @@ from polyray.cluster.plan import (
     fixed_works,
     neurons_swept,
     scored_sizes,
+    stages,
+    swap_works,
     works,
 )
 from polyray.columns import table
@@ -47,7 +52,7 @@ counts = st.dictionaries(
 )
 
 
-def config(B: int = 1000, **execution: Any) -> Config:
+def config(B: int = 1000, swap: dict[str, Any] | None = None, **execution: Any) -> Config:
     return parse_config(
         {
             "science": {
@@ -55,6 +60,7 @@ def config(B: int = 1000, **execution: Any) -> Config:
                 "probe": {"kind": "generated"},
                 "encoder": {"kind": "standin"},
                 "calibrate": {"B": B},
+                "swap": {} if swap is None else swap,
             },
             "execution": execution,
         }
@@ -90,8 +96,34 @@ def test_fixed_units_cover_every_item_once(n_images: int, n_neurons: dict[str, i
     )
     for stage in ("window", "merge", "calibrate"):
         assert [w.layer for w in fixed_works(stage, planned)] == list(n_neurons)
-    for stage in ("extract", "summarise"):
+    for stage in ("extract", "summarise", "effects"):
         assert fixed_works(stage, planned) == [Work(stage)]
+
+
+@given(counts, st.integers(2, 300), st.none() | st.integers(1, 250), st.integers(0, 60))
+def test_swap_units_cover_every_swapped_neuron_once(
+    n_neurons: dict[str, int], n_hosts: int, most: int | None, n_null: int
+) -> None:
+    swap = {"n_hosts": n_hosts, "n_neurons": most, "n_null": n_null}
+    units = fixed_works("swap", Shape(config(swap=swap).science, 10, n_neurons))
+    swapped = {layer: min(n, most or n) for layer, n in n_neurons.items()}
+    assert covered(units) == once(
+        ("swap", layer, kind, None, i)
+        for layer, n in swapped.items()
+        for kind, size in (("real", n), ("null", min(n, n_null)))
+        for i in range(size)
+    )
+    for unit in units:
+        n_shown = len(unit.items) * n_hosts * {"real": 7, "null": 3}[str(unit.kind)]
+        assert n_shown <= SWAP_IMAGES or len(unit.items) == 1
+
+
+def test_a_sweep_has_the_stages_that_it_asks_for() -> None:
+    science = config().science
+    without = science.model_copy(update={"swap": None})
+    assert [s for s in STAGES if s not in stages(science)] == list(PLANTING)
+    assert [s for s in stages(science) if s not in stages(without)] == list(SWAPPING)
+    assert swap_works(Shape(without, 10, {"a": 3})) == []
 
 
 @given(st.dictionaries(layer_names, st.integers(0, 10_000), max_size=4))
@@ -232,9 +264,10 @@ def test_unit_without_range_or_layer_says_which_unit_it_is() -> None:
         fixed_works("draw", shape(1, {"a": 1}))
 
 
-def test_every_stage_has_an_actor_and_each_kind_is_started_once() -> None:
+def test_every_stage_has_an_actor_and_kinds_are_not_started_over_and_over() -> None:
     kinds = list(STAGES.values())
-    assert [k for i, k in enumerate(kinds) if i == 0 or kinds[i - 1] != k] == ["subject", "encoder", "scoring"]
+    started = [k for i, k in enumerate(kinds) if i == 0 or kinds[i - 1] != k]
+    assert started == ["subject", "encoder", "scoring", "subject"], "swaps are of clusters: the subject comes again"
 
 
 # What earlier stages committed

@@ -157,7 +157,7 @@ def test_run_prints_one_json_object(interrupted: Interrupted) -> None:
     assert printed["run_id"] == polyray.open(interrupted.out).run["run_id"]
     assert [r["layer"] for r in printed["layers"]] == [*LAYERS, None]
     assert printed["layers"][-1]["n_neurons"] == sum(WIDTHS.values())
-    assert set(printed["stage_seconds"]) == {"draw", "calibrate", "summarise"}
+    assert set(printed["stage_seconds"]) == {"draw", "calibrate", "summarise", "swap", "effects"}
     assert any("Stand-in encoder" in note for note in printed["notes"])
 
 
@@ -385,6 +385,7 @@ def test_status_of_a_finished_sweep_counts_every_unit(finished: Finished) -> Non
     assert [s["n_done"] for s in status["stages"]] == [
         1, n_layers, 2, n_layers, 1, 1 + n_layers, n_layers,
         1 + n_sizes + n_layers * (2 * n_sizes + len(NULL_KINDS)), n_layers, 1,
+        2 * n_layers, 1,
     ]  # fmt: skip
     assert [s["stage"] for s in status["stages"]] == list(CENSUS)
 
