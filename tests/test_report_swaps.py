@@ -76,7 +76,7 @@ def hosts(layer: str, kind: str, neuron: int, rng: np.random.Generator) -> list[
 
 
 def clusters_of(neuron: int) -> list[Row]:
-    names = [("zebra, a striped animal", 60), ("traffic light", 40)]
+    names = [("zebra, a striped animal", 60), ("sign $5 or $9_", 40)]
     return [{"neuron": neuron, "cluster": i, "name": name, "size": n} for i, (name, n) in enumerate(names)]
 
 
@@ -215,7 +215,7 @@ def test_strip_shows_every_condition_of_a_host_of_each_cluster(dataset: Dataset,
     shown = texts(found)
     assert shown.count("aligned") == 2
     assert shown.count("ablate elsewhere") == 2
-    for name in ("cluster 0: zebra, a striped animal (60)", "cluster 1: traffic light (40)"):
+    for name in ("cluster 0: zebra, a striped animal (60)", "cluster 1: sign $5 or $9_ (40)"):
         assert name in shown
     assert any("log ψ -1.10, causal, box reduced" in t for t in shown)
     assert sum(t.startswith("not swappable:\nthere is no room") for t in shown) == 1

@@ -112,7 +112,8 @@ def draw_on(figure: FigureBase, found: Strip, hosts: Sequence[dict[str, Any]]) -
         return
     for part, host in zip(figure.subfigures(len(hosts), 1, squeeze=False).flat, hosts, strict=True):
         cluster = next(iter(host.values()))["cluster"]
-        part.suptitle(f"cluster {cluster}: {found.names.get(cluster, '')}", fontsize=8, x=0.01, ha="left")
+        name = found.names.get(cluster, "")  # a prompt may hold dollar signs
+        part.suptitle(f"cluster {cluster}: {name}", fontsize=8, x=0.01, ha="left", parse_math=False)
         for axes, condition in zip(part.subplots(1, len(SWAP_CONDITIONS)), SWAP_CONDITIONS, strict=True):
             _cell(axes, condition, host.get(condition))
 
@@ -130,7 +131,8 @@ def _cell(axes: Axes, condition: str, row: dict[str, Any] | None) -> None:
         axes.set_facecolor("#eeeeee")
     if row is None or row["status"] != "ok":
         words = "not shown" if row is None else f"{row['status'].replace('_', ' ')}: {row['reason'] or 'no reason'}"
-        text = axes.text(31.5, 31.5, textwrap.fill(words, 19), fontsize=6, ha="center", va="center", clip_on=True)
+        text = axes.text(31.5, 31.5, textwrap.fill(words, 19), fontsize=6, ha="center", va="center", parse_math=False)
+        text.set_clip_on(True)
         text.set_in_layout(False)
         return
     response = "–" if row["response"] is None else f"{row['response']:.2f}"

@@ -35,13 +35,13 @@ COLUMNS = ("layer", "neurons", "box", *_HEADS.values(), "causal", "and specific"
 CAPTION = (
     "Patch swaps: the box around the peak of a neuron's own examples is replaced by a patch of the same cluster "
     "(aligned), of another cluster of the neuron (non-aligned), of a random image at its peak (random) or anywhere "
-    "(random place); or it is filled (baseline), with the aligned patch elsewhere (shuffled position); or kept, and "
-    "as much elsewhere filled (ablate elsewhere). Differences in standard deviations of the neuron's top responses: "
-    "mean over neurons, bootstrap 95 % interval. box: side in px; reduced: cut to swap.max_frac. causal: share of "
-    "neurons that at least two clusters drive (aligned − random above 0 at q < 0.05); and specific: that also have "
-    "p of S < 0.05 under specific, since two clusters of one concept drive a neuron too. null p < 0.05: share of "
-    "null neurons, where aligned and non-aligned do not differ. Below the layers: the sweep by quartile of specific "
-    "log ψ, and by share of the image in the box."
+    "(random place); or it is filled (baseline), with the aligned patch elsewhere (shuffled position, compared at "
+    "the peak); or kept, and as much elsewhere filled (ablate elsewhere). Differences in standard deviations of the "
+    "neuron's top responses: mean over neurons, bootstrap 95 % interval. box: side in px; reduced: cut to "
+    "swap.max_frac. causal: share of neurons that at least two clusters drive (aligned − random above 0 at q < "
+    "0.05); and specific: that also have p of S < 0.05 under specific, since two clusters of one concept drive a "
+    "neuron too. null p < 0.05: share of null neurons, where aligned and non-aligned do not differ. Below the "
+    "layers: the sweep by quartile of specific log ψ, and by share of the image in the box."
 )
 N_STRIPS = 3
 N_ROWS = 3
@@ -54,32 +54,27 @@ def records(dataset: Dataset) -> list[dict[str, Any]]:
     """One record for each layer in order of depth, the sweep, and the sweep's splits by log_psi and by box.
 
     Returns:
-        layer (None for the sweep), split, n (neurons swapped; of a split, those with a difference), box (side_px as the
-        window asks for, shown_px as it is, reduced: share of hosts where it is cut; None but for layers), contrasts by
-        name and the shares causal, causal_specific and null_p05 and the distance null_ks, each with its row's figures.
-        Missing figures are None.
+        layer (None for the sweep), split, n (neurons with hosts; of a split, those with a difference), box (side_px as
+        the window asks for, shown_px the longest that there is, reduced: share of hosts where it is; None but for
+        layers), contrasts by name, the shares causal, causal_specific and null_p05 and the distance null_ks, each with
+        its row's figures. Missing figures are None.
     """
     depth = {r["layer"]: r for r in dataset["layers"].to_table().to_pylist()}
     layers = sorted(depth, key=lambda layer: depth[layer]["depth"])
     table = dataset["effects"].to_table(filter=~pc.field("scope").isin(["cluster", "neuron"]))
     rows = {(r["layer"], r["kind"], r["split"], r["contrast"]): r for r in table.to_pylist()}
-    swapped = (pc.field("scope") == "neuron") & (pc.field("kind") == "real") & (pc.field("contrast") == CONTRASTS[0])
-    n = {
-        r["values"]: r["counts"]
-        for r in pc.value_counts(dataset["effects"].to_table(["layer"], swapped)["layer"]).to_pylist()
-    }
     boxes = _boxes(dataset)
     splits = sorted({split for layer, _, split, _ in rows if layer is None and split != "all"}, key=_by_log_psi_first)
     found = []
     for layer, split in [*((x, "all") for x in layers), (None, "all"), *((None, s) for s in splits)]:
         contrasts = {c: _figures(rows.get((layer, "real", split, c))) for c in CONTRASTS}
-        whole = sum(n.values()) if layer is None else n.get(layer, 0)
+        whole = sum(b["n"] for x, b in boxes.items() if layer in (None, x))
         found.append(
             {
                 "layer": layer,
                 "split": split,
                 "n": whole if split == "all" else contrasts[CONTRASTS[0]]["n"],
-                "box": None if layer is None else {"side_px": depth[layer]["swap_side_px"]} | boxes.get(layer, _NO_BOX),
+                "box": None if layer is None else _box_of(depth[layer], boxes.get(layer)),
                 "contrasts": contrasts,
                 "causal": _figures(rows.get((layer, "real", split, "causal"))),
                 "causal_specific": _figures(rows.get((layer, "real", split, "causal_specific"))),
@@ -90,7 +85,9 @@ def records(dataset: Dataset) -> list[dict[str, Any]]:
     return found
 
 
-_NO_BOX = {"shown_px": None, "reduced": None}
+def _box_of(layer: dict[str, Any], found: dict[str, Any] | None) -> dict[str, Any]:
+    seen = {c: None if found is None else found[c] for c in ("shown_px", "reduced")}
+    return {"side_px": layer["swap_side_px"]} | seen
 
 
 def _by_log_psi_first(split: str) -> tuple[bool, str]:
@@ -102,13 +99,16 @@ def _figures(row: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def _boxes(dataset: Dataset) -> dict[str, dict[str, Any]]:
-    """Longest side of any host's box, which the image's edge may cut, and share of hosts where it is reduced."""
+    """Neurons with hosts, longest side of a host's box, and share of hosts where it is reduced, by layer."""
     where = (pc.field("kind") == "real") & (pc.field("condition") == "baseline")
-    rows = dataset["swaps"].to_table(["layer", "x0", "y0", "x1", "y1", "reduced"], where)
+    rows = dataset["swaps"].to_table(["layer", "neuron", "x0", "y0", "x1", "y1", "reduced"], where)
     side = pc.max_element_wise(pc.subtract(rows["x1"], rows["x0"]), pc.subtract(rows["y1"], rows["y0"]))
     rows = rows.append_column("side", side).append_column("cut", pc.cast(rows["reduced"], "float64"))
-    of = rows.group_by("layer").aggregate([("side", "max"), ("cut", "mean")]).to_pylist()
-    return {r["layer"]: {"shown_px": r["side_max"], "reduced": r["cut_mean"]} for r in of}
+    asked = [("neuron", "count_distinct"), ("side", "max"), ("cut", "mean")]
+    of = rows.group_by("layer").aggregate(asked).to_pylist()
+    return {
+        r["layer"]: {"n": r["neuron_count_distinct"], "shown_px": r["side_max"], "reduced": r["cut_mean"]} for r in of
+    }
 
 
 def cells(record: dict[str, Any]) -> list[str]:
@@ -214,7 +214,7 @@ def _shares(axes: Axes, layers: list[dict[str, Any]]) -> None:
         axes.bar(x + offset, mean, width=0.38, color=colour, label=label)
         axes.vlines(x + offset, low, high, color="black", linewidth=0.8)
     null, _, _ = _columns([r["null_p05"] for r in layers], "")
-    axes.plot(x, null, "D", color="black", markersize=4, label="null neurons with p < 0.05")
+    axes.plot(x, null, "D", color="black", markersize=4, clip_on=False, label="null neurons with p < 0.05")
     axes.axhline(0.05, color="black", linewidth=0.6, linestyle=":")
     axes.set_ylabel("share of neurons")
     axes.set_ylim(0, 1)
