@@ -18,7 +18,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from polyray import files
 from polyray.bars import Bars, duration
@@ -112,7 +112,7 @@ def _run(config: Config, out: str, as_json: bool) -> int:
     from polyray.cluster import service
     from polyray.cluster.resolve import resolve
     from polyray.dataset import open as open_dataset
-    from polyray.report import figure, planted, summary
+    from polyray.report import figure, planted, summary, swaps
 
     console = _console(as_json)
     started_s = time.monotonic()
@@ -139,15 +139,20 @@ def _run(config: Config, out: str, as_json: bool) -> int:
     truth = planted.records(dataset) if config.science.plant else []
     if truth:
         pictures.append(planted.draw(dataset, Path(out) / "planted.png"))
+    swapped = swaps.records(dataset) if config.science.swap else []
+    if swapped:
+        pictures.append(swaps.draw(dataset, Path(out) / "swaps.png"))
     seconds = time.monotonic() - started_s
     if as_json:
         figures = {"run_id": outcome.run_id, "out": out, "seconds": seconds, "stage_seconds": outcome.seconds}
         figures |= {"pictures": [str(p) for p in pictures], "notes": resolved.notes}
-        print(json.dumps(figures | {"layers": records, "planted": truth}))
+        print(json.dumps(figures | {"layers": records, "planted": truth, "swaps": swapped}))
     else:
         _print_summary(console, records, config)
         if truth:
             _print_planted(console, truth)
+        if swapped:
+            _print_swaps(console, swapped)
         if n_failures := dataset["failures"].count_rows():
             console.print(f"[bold yellow]note[/] {n_failures} images, patches or neurons failed; see table failures")
         console.print(f"done in {duration(seconds)}; run_id {outcome.run_id}")
@@ -182,6 +187,20 @@ def _print_planted(console: Console, records: list[dict[str, Any]]) -> None:
     for i, record in enumerate(records):
         last = i + 1 == len(records) or records[i + 1]["layer"] != record["layer"]
         table.add_row(*(escape(c) for c in planted.cells(record)), end_section=last)
+    console.print(table)
+
+
+def _print_swaps(console: Console, records: list[dict[str, Any]]) -> None:
+    from polyray.report import swaps
+
+    heads = (Column(head, justify="right", overflow="fold") for head in swaps.COLUMNS)
+    table = Table(*heads, title="swaps", caption=swaps.CAPTION, caption_justify="left", title_justify="left", padding=0)
+    table.columns[0].justify = "left"
+    for column in table.columns[3:-3]:
+        column.min_width = 13  # an interval that is not cut in two
+    for record, following in zip(records, [*records[1:], None], strict=True):
+        last = following is None or swaps.section(record) != swaps.section(following)
+        table.add_row(*(escape(c) for c in swaps.cells(record)), end_section=last)
     console.print(table)
 
 
