@@ -208,7 +208,7 @@ class SubjectWorker(Worker):
         names = list(self.infos)
         rows = effects.effects(
             names,
-            (self.store.read("swaps", name) for name in names),
+            (self.store.read("swaps", name, effects.SWAP_COLUMNS) for name in names),
             {name: hosts.swapped(self.science, name, self.sweep.neurons[name]).tolist() for name in names},
             self.store.read("clusters", columns=["layer", "neuron", "cluster", "size"]),
             self.store.read("neurons", columns=["layer", "neuron", "specific_log_psi", "specific_S_p"]),

@@ -41,13 +41,7 @@ _VIEWS_BYTES = 256 * 2**20
 """Views that an actor keeps, so that images which several neurons use are decoded once: some 1,700 at 224 px."""
 
 _BOX = ("x0", "y0", "x1", "y1")
-_PATCHED = ("aligned", "non_aligned", "random", "random_place", "shuffled_position")
 _ELSEWHERE = ("shuffled_position", "ablate_elsewhere")
-_NO_SOURCE = {
-    "non_aligned": "the neuron has no other cluster",
-    "random": "there is no random image beside the hosts",
-    "random_place": "there is no random image beside the hosts",
-}
 
 
 class Views:
@@ -232,22 +226,25 @@ def _shots(
     return found
 
 
-def _sources(i: int, neuron: Neuron, cast: Roles, where: Places) -> dict[str, _Source | None]:
-    """Where the patch of each condition comes from in swap i; None where there is nobody."""
+def _sources(i: int, neuron: Neuron, cast: Roles, where: Places) -> dict[str, _Source | str]:
+    """Where the patch of each condition comes from in swap i, or why there is none."""
+    e, peaks = neuron.examples, neuron.peaks
+    alone = (e.cluster == e.cluster[cast.host[i]]).all()
 
-    def donor(at: int, box: Ints) -> _Source | None:
-        e = neuron.examples
-        return None if at == NONE else _Source(int(e.example[at]), int(e.cluster[at]), box.tolist())
+    def donor(at: int, box: Ints, nobody: str) -> _Source | str:
+        return nobody if at == NONE else _Source(int(e.example[at]), int(e.cluster[at]), box.tolist())
 
-    def drawn(box: Ints) -> _Source | None:
+    def drawn(box: Ints) -> _Source | str:
         at = cast.random[i]
-        return None if at == NONE else _Source(int(neuron.peaks.example[at]), None, box.tolist())
+        nobody = "there is no random image beside the hosts"
+        return nobody if at == NONE else _Source(int(peaks.example[at]), None, box.tolist())
 
-    aligned = donor(cast.aligned[i], where.aligned[i])
+    aligned = donor(cast.aligned[i], where.aligned[i], "the cluster has no other example")
+    nobody = "the neuron has no other cluster" if alone else "no example of another cluster is left"
     return {
         "aligned": aligned,
         "shuffled_position": aligned,
-        "non_aligned": donor(cast.other[i], where.other[i]),
+        "non_aligned": donor(cast.other[i], where.other[i], nobody),
         "random": drawn(where.random[i]),
         "random_place": drawn(where.random_place[i]),
     }
@@ -256,7 +253,7 @@ def _sources(i: int, neuron: Neuron, cast: Roles, where: Places) -> dict[str, _S
 def _shot(
     host_row: Mapping[str, Any],
     condition: str,
-    source: _Source | None,
+    source: _Source | str | None,
     place: list[int] | None,
     views: Views,
     fill: NDArray[np.uint8],
@@ -264,12 +261,10 @@ def _shot(
 ) -> _Shot:
     """One condition of one host: its row, and the picture where there is one."""
     row: dict[str, Any] = {**host_row, "condition": condition, "status": "ok"}
-    reason = None
-    if condition in _PATCHED and source is None:
-        reason = _NO_SOURCE[condition]
-    elif place is not None and place[0] == NONE:
+    if isinstance(source, str):
+        return _Shot(row | {"status": "not_swappable", "reason": source}, None)
+    if place is not None and place[0] == NONE:
         reason = "there is no room for a box of this size beside the host's"
-    if reason is not None:
         return _Shot(row | {"status": "not_swappable", "reason": reason}, None)
     if source is not None:
         row |= {"source_example": source.example, "source_cluster": source.cluster, **_named("source_", source.box)}
