@@ -13,14 +13,14 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Column, Table
+from rich.table import Table
 
-from polyray import files
+from polyray import files, printed
 from polyray.bars import Bars, duration
 from polyray.config import Config, load_config
 from polyray.errors import ConfigError, DataError, ModelError, PolyrayError, StageError, StoreError
@@ -148,67 +148,17 @@ def _run(config: Config, out: str, as_json: bool) -> int:
         figures |= {"pictures": [str(p) for p in pictures], "notes": resolved.notes}
         print(json.dumps(figures | {"layers": records, "planted": truth, "swaps": swapped}))
     else:
-        _print_summary(console, records, config)
+        printed.print_summary(console, records, config)
         if truth:
-            _print_planted(console, truth)
+            printed.print_planted(console, truth)
         if swapped:
-            _print_swaps(console, swapped)
+            printed.print_swaps(console, swapped)
         if n_failures := dataset["failures"].count_rows():
             console.print(f"[bold yellow]note[/] {n_failures} images, patches or neurons failed; see table failures")
         console.print(f"done in {duration(seconds)}; run_id {outcome.run_id}")
         shown = ", ".join(escape(str(p)) for p in pictures)
         console.print(f"at a glance: {shown}; the tables: polyray.open({escape(repr(out))})")
     return OK
-
-
-def _print_summary(console: Console, records: list[dict[str, Any]], config: Config) -> None:
-    from polyray.report import summary
-
-    table = Table(*summary.COLUMNS, title="census", caption=_CAPTION, caption_justify="left", title_justify="left")
-    for column in table.columns[1:]:
-        column.justify = "right"
-    table.columns[2].justify = "left"
-    for record in records:
-        table.add_row(*(escape(c) for c in summary.cells(record)), end_section=record["layer"] == records[-2]["layer"])
-    console.print(table)
-    alpha = config.science.calibrate.alpha
-    console.print(f"α = {alpha}, K = {config.science.mine.K}, B = {config.science.calibrate.B}")
-
-
-def _print_planted(console: Console, records: list[dict[str, Any]]) -> None:
-    from polyray.report import planted
-
-    caption = (
-        "Neurons of known truth. purity, balance: means over all neurons of the kind. The rest is of the neurons of "
-        "purity at least 0.95: share significant under specific (size for mono, power for order2 and order3), AUROC "
-        "against mono, share with the planted number of clusters, share of cluster names that hit a planted class."
-    )
-    table = Table(*planted.COLUMNS, title="planted", caption=caption, caption_justify="left", title_justify="left")
-    for i, record in enumerate(records):
-        last = i + 1 == len(records) or records[i + 1]["layer"] != record["layer"]
-        table.add_row(*(escape(c) for c in planted.cells(record)), end_section=last)
-    console.print(table)
-
-
-def _print_swaps(console: Console, records: list[dict[str, Any]]) -> None:
-    from polyray.report import swaps
-
-    heads = (Column(head, justify="right", overflow="fold") for head in swaps.COLUMNS)
-    table = Table(*heads, title="swaps", caption=swaps.CAPTION, caption_justify="left", title_justify="left", padding=0)
-    table.columns[0].justify = "left"
-    for column in table.columns[3:-3]:
-        column.min_width = 13  # an interval that is not cut in two
-    for record, following in zip(records, [*records[1:], None], strict=True):
-        last = following is None or swaps.section(record) != swaps.section(following)
-        table.add_row(*(escape(c) for c in swaps.cells(record)), end_section=last)
-    console.print(table)
-
-
-_CAPTION = (
-    "log ψ: median log_psi under specific (-2.08 at chance). AUROC of log_psi, real against null neurons: paper "
-    "against rotation, selective against pool, specific against one_concept. q < α: share of scored neurons called "
-    "under specific. null called: share of one_concept null neurons that the same threshold calls."
-)
 
 
 @app.command()
@@ -234,36 +184,8 @@ def _plan(config: Config, as_json: bool) -> int:
     if as_json:
         print(json.dumps({**asdict(e), "feasible": not e.problems}))
     else:
-        _print_plan(_console(), e)
+        printed.print_plan(_console(), e)
     return REFUSED if e.problems else OK
-
-
-def _print_plan(console: Console, e: Any) -> None:
-    heads = ("layer", "neurons", "grid", "layout", "ends in", "ranked by", "receptive field")
-    table = Table(*heads, title=f"{e.n_neurons:,} neurons, {e.n_images:,} images", title_justify="left")
-    for x in e.layers:
-        receptive = "whole image" if x["receptive_px"] is None else f"{x['receptive_px']} px"
-        neurons = f"{x['neurons']}" if x["neurons"] == x["width"] else f"{x['neurons']} of {x['width']}"
-        table.add_row(
-            escape(x["layer"]), neurons, x["grid"], x["layout"], x["activation"] or "–", x["ranked_by"], receptive
-        )
-    console.print(table)
-    table = Table(
-        "stage", "units", "device-hours", title="work, where every neuron has K examples", title_justify="left"
-    )
-    for stage, n in e.units.items():
-        hours = e.device_hours.get(stage)
-        table.add_row(stage, f"{n:,}", "–" if hours is None else f"{hours:.2f}")
-    table.add_section()
-    table.add_row("all", f"{sum(e.units.values()):,}", f"{sum(e.device_hours.values()):.2f}")
-    console.print(table)
-    console.print("device-hours: measured on this machine's device with one micro-batch of each model, one actor")
-    for title, sizes in (("memory of an actor", e.memory_gb), ("disk before compression, at most", e.disk_gb)):
-        console.print(title + ": " + ", ".join(f"{name} {size:.2f} GiB" for name, size in sizes.items()))
-    for note in e.notes:
-        console.print(f"[bold yellow]note[/] {escape(note)}")
-    for problem in e.problems:
-        console.print(f"[bold red]in the way[/] {escape(problem)}")
 
 
 @app.command()

@@ -15,6 +15,11 @@ paths or actors.
     calibrate   z, p and log_psi of each preset                                   -> neurons, null_neurons
     summarise   what needs the whole sweep: q, AUROC, trends, diagnoses           -> neuron_summary, layer_summary
 
+with causal patch swaps, after that:
+
+    swap        hosts, donors, places; what the subject says of the pictures    -> swaps
+    effects     do the clusters drive the neuron?                                 -> effects
+
 with neurons of known truth planted on the network, before window and at the end:
 
     features    what the layers planted on give for one half of the images        -> plant_features

@@ -1,0 +1,95 @@
+"""Printed: what commands come to, as tables on the console that the command line hands over.
+
+Place in the flow: beside `cli.py`, as `bars.py` is for work under way. The reports are imported when
+they are needed: matplotlib takes a second.
+"""
+
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Column, Table
+
+from polyray.config import Config
+
+
+_CAPTION = (
+    "log ψ: median log_psi under specific (-2.08 at chance). AUROC of log_psi, real against null neurons: paper "
+    "against rotation, selective against pool, specific against one_concept. q < α: share of scored neurons called "
+    "under specific. null called: share of one_concept null neurons that the same threshold calls."
+)
+
+
+def print_summary(console: Console, records: list[dict[str, Any]], config: Config) -> None:
+    """The census: a line a layer."""
+    from polyray.report import summary
+
+    table = Table(*summary.COLUMNS, title="census", caption=_CAPTION, caption_justify="left", title_justify="left")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    table.columns[2].justify = "left"
+    for record in records:
+        table.add_row(*(escape(c) for c in summary.cells(record)), end_section=record["layer"] == records[-2]["layer"])
+    console.print(table)
+    alpha = config.science.calibrate.alpha
+    console.print(f"α = {alpha}, K = {config.science.mine.K}, B = {config.science.calibrate.B}")
+
+
+def print_planted(console: Console, records: list[dict[str, Any]]) -> None:
+    """What became of planted neurons."""
+    from polyray.report import planted
+
+    caption = (
+        "Neurons of known truth. purity, balance: means over all neurons of the kind. The rest is of the neurons of "
+        "purity at least 0.95: share significant under specific (size for mono, power for order2 and order3), AUROC "
+        "against mono, share with the planted number of clusters, share of cluster names that hit a planted class."
+    )
+    table = Table(*planted.COLUMNS, title="planted", caption=caption, caption_justify="left", title_justify="left")
+    for i, record in enumerate(records):
+        last = i + 1 == len(records) or records[i + 1]["layer"] != record["layer"]
+        table.add_row(*(escape(c) for c in planted.cells(record)), end_section=last)
+    console.print(table)
+
+
+def print_swaps(console: Console, records: list[dict[str, Any]]) -> None:
+    """What patch swaps came to: layers, the sweep, its splits."""
+    from polyray.report import swaps
+
+    heads = (Column(head, justify="right", overflow="fold") for head in swaps.COLUMNS)
+    table = Table(*heads, title="swaps", caption=swaps.CAPTION, caption_justify="left", title_justify="left", padding=0)
+    table.columns[0].justify = "left"
+    for column in table.columns[3:-3]:
+        column.min_width = 13  # an interval that is not cut in two
+    for record, following in zip(records, [*records[1:], None], strict=True):
+        last = following is None or swaps.section(record) != swaps.section(following)
+        table.add_row(*(escape(c) for c in swaps.cells(record)), end_section=last)
+    console.print(table)
+
+
+def print_plan(console: Console, e: Any) -> None:
+    """What a sweep would be and cost."""
+    heads = ("layer", "neurons", "grid", "layout", "ends in", "ranked by", "receptive field")
+    table = Table(*heads, title=f"{e.n_neurons:,} neurons, {e.n_images:,} images", title_justify="left")
+    for x in e.layers:
+        receptive = "whole image" if x["receptive_px"] is None else f"{x['receptive_px']} px"
+        neurons = f"{x['neurons']}" if x["neurons"] == x["width"] else f"{x['neurons']} of {x['width']}"
+        table.add_row(
+            escape(x["layer"]), neurons, x["grid"], x["layout"], x["activation"] or "–", x["ranked_by"], receptive
+        )
+    console.print(table)
+    table = Table(
+        "stage", "units", "device-hours", title="work, where every neuron has K examples", title_justify="left"
+    )
+    for stage, n in e.units.items():
+        hours = e.device_hours.get(stage)
+        table.add_row(stage, f"{n:,}", "–" if hours is None else f"{hours:.2f}")
+    table.add_section()
+    table.add_row("all", f"{sum(e.units.values()):,}", f"{sum(e.device_hours.values()):.2f}")
+    console.print(table)
+    console.print("device-hours: measured on this machine's device with one micro-batch of each model, one actor")
+    for title, sizes in (("memory of an actor", e.memory_gb), ("disk before compression, at most", e.disk_gb)):
+        console.print(title + ": " + ", ".join(f"{name} {size:.2f} GiB" for name, size in sizes.items()))
+    for note in e.notes:
+        console.print(f"[bold yellow]note[/] {escape(note)}")
+    for problem in e.problems:
+        console.print(f"[bold red]in the way[/] {escape(problem)}")
