@@ -12,7 +12,6 @@ from rich.table import Column, Table
 
 from polyray.config import Config
 
-
 _CAPTION = (
     "log ψ: median log_psi under specific (-2.08 at chance). AUROC of log_psi, real against null neurons: paper "
     "against rotation, selective against pool, specific against one_concept. q < α: share of scored neurons called "
