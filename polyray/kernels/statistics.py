@@ -10,6 +10,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 from jaxtyping import Float, Float64
+from scipy.stats import binomtest
 from torch import Tensor
 
 from polyray.kernels import random
@@ -132,13 +133,21 @@ def auroc(positive: Float[Tensor, " a"], negative: Float[Tensor, " b"]) -> float
 
 
 @lru_cache(maxsize=256)
-def _resample_counts(n: int, resamples: range, seed: int, side: int, words: tuple[int, ...]) -> Tensor:
-    """How often each of n scores is drawn in each of these resamples, int16 [len(resamples), n].
+def resample_counts(n: int, resamples: range, seed: int, stream: int, side: int, words: tuple[int, ...]) -> Tensor:
+    """How often each of n values is drawn in each of these resamples, int16 [len(resamples), n].
 
-    The same for all scores of one comparison, so that the last 256 chunks of 2 × `_CHUNK` bytes (128 MB) are kept.
+    The same for all values of one comparison, so that the last 256 chunks of 2 × `_CHUNK` bytes (128 MB) are kept.
+
+    Args:
+        n: values, at least 1.
+        resamples: which resamples.
+        seed: the sweep's seed.
+        stream: what they are for, a number of `random`.
+        side: 0 or 1, for comparisons of two sets of values.
+        words: up to two further counter words.
     """
     r = torch.tensor(resamples)[:, None]
-    u = random.uniform(seed, random.BOOTSTRAP, torch.arange(n)[None, :], 2 * r + side, *words)
+    u = random.uniform(seed, stream, torch.arange(n)[None, :], 2 * r + side, *words)
     drawn = (u * n).long().clamp(max=n - 1) + n * torch.arange(len(resamples))[:, None]
     return torch.bincount(drawn.flatten(), minlength=n * len(resamples)).view(-1, n).short()
 
@@ -176,8 +185,8 @@ def auroc_interval(
     for start in range(0, n_bootstrap, rows):
         chunk = range(start, min(start + rows, n_bootstrap))
         # NumPy's take along an axis is several times faster than torch's.
-        times_a = _resample_counts(a, chunk, seed, 0, words).numpy().take(place_a, axis=1)
-        times_b = _resample_counts(b, chunk, seed, 1, words).numpy().take(place_b, axis=1)
+        times_a = resample_counts(a, chunk, seed, random.BOOTSTRAP, 0, words).numpy().take(place_a, axis=1)
+        times_b = resample_counts(b, chunk, seed, random.BOOTSTRAP, 1, words).numpy().take(place_b, axis=1)
         below = np.pad(times_b.cumsum(1, dtype=np.int32), ((0, 0), (1, 0)))
         # Whole numbers below 2^53: the sum is exact in any order.
         reached = (below.take(left, axis=1) + below.take(right, axis=1)).astype(np.float64)
@@ -185,3 +194,14 @@ def auroc_interval(
     tail = (1 - level) / 2
     low, high = torch.quantile(values, torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
     return low, high
+
+
+def wilson(hits: int, n: int) -> tuple[float, float]:
+    """95 % interval of a share, hits of n; (NaN, NaN) if n is 0.
+
+    Source: Wilson 1927.
+    """
+    if n == 0:
+        return math.nan, math.nan
+    interval = binomtest(hits, n).proportion_ci(confidence_level=0.95, method="wilson")
+    return float(interval.low), float(interval.high)

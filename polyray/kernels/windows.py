@@ -1,13 +1,14 @@
 """From a peak position to the part of the image that the neuron sees there.
 
-Which question it answers: *which box of the input belongs to this position?* Place in the flow: extract.
+Which question it answers: *which box of the input belongs to this position, and which others could be there instead?*
+Place in the flow: extract, swap.
 Source: Luo et al. 2016, "Understanding the effective receptive field in deep convolutional neural networks".
 """
 
 import math
 
 import torch
-from jaxtyping import Float, Int, Int64
+from jaxtyping import Float, Float64, Int, Int64
 from torch import Tensor
 
 
@@ -75,3 +76,63 @@ def boxes(
     low = [s.clamp(0, input_px - 1) for s in starts]
     high = [torch.maximum((s + side).clamp(max=input_px), lo + 1) for s, lo in zip(starts, low, strict=True)]
     return torch.stack([*low, *high], dim=1)
+
+
+def disjoint_places(
+    box: Int[Tensor, "N 4"], input_px: int, u: Float64[Tensor, " N"], step: int = 1
+) -> Int64[Tensor, "N 4"]:
+    """For each box one of the same width and height elsewhere in the image, drawn uniformly among all such places.
+
+    Args:
+        box: x0, y0, x1, y1 within the image, right and bottom exclusive, at least one pixel in each direction.
+        input_px: side of the square input.
+        u: uniform on (0, 1).
+        step: left and top stay the box's own modulo this many pixels, as on the grid of patches of a transformer.
+
+    Returns:
+        x0, y0, x1, y1 of a box within the image that shares no pixel with the given one; −1 four times where there is
+        no place for one.
+    """
+    start, size = box[:, :2].long(), box[:, 2:].long() - box[:, :2].long()
+    offset = start % step
+    # Numbers of places by column and row: in all, before the box, behind it.
+    n = (input_px - size - offset) // step + 1
+    before = ((start - size - offset) // step + 1).clamp(min=0)
+    behind = (n + (offset - start - size) // step).clamp(min=0)
+    (n_x, n_y), (before_x, before_y) = n.T, before.T
+    beside_x, beside_y = (before + behind).T
+    # Rows above and below the box take any column, the others only columns left and right of it.
+    n_free = beside_y * n_x
+    n_places = n_free + (n_y - beside_y) * beside_x
+    place = torch.minimum((u * n_places).long(), n_places - 1)
+    free, rest = place < n_free, place - n_free
+    per_row = beside_x.clamp(min=1)
+    row = torch.where(free, place // n_x, before_y + rest // per_row)
+    row += torch.where(free & (row >= before_y), n_y - beside_y, 0)
+    column = torch.where(free, place % n_x, rest % per_row)
+    column += torch.where(~free & (column >= before_x), n_x - beside_x, 0)
+    start = offset + step * torch.stack([column, row], dim=1)
+    return torch.where(n_places[:, None] > 0, torch.cat([start, start + size], dim=1), -1)
+
+
+def random_places(
+    width: Int[Tensor, " N"], height: Int[Tensor, " N"], input_px: int, u: Float64[Tensor, "N 2"], step: int = 1
+) -> Int64[Tensor, "N 4"]:
+    """Boxes of given sizes anywhere in the image, drawn uniformly.
+
+    Args:
+        width: in pixels, at least 1.
+        height: likewise.
+        input_px: side of the square input.
+        u: uniform on (0, 1), for left and top.
+        step: left and top are multiples of this many pixels.
+
+    Returns:
+        x0, y0, x1, y1 in whole pixels, right and bottom exclusive; −1 four times where a box is larger
+        than the image.
+    """
+    size = torch.stack([width, height], dim=1).long()
+    n = (input_px - size) // step + 1
+    start = step * torch.minimum((u * n).long(), n - 1)
+    fits = (size <= input_px).all(1, keepdim=True)
+    return torch.where(fits, torch.cat([start, start + size], dim=1), -1)

@@ -9,7 +9,6 @@ import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
-from scipy.stats import binomtest
 
 from polyray import columns
 from polyray.config import Science
@@ -162,10 +161,8 @@ class _Rows:
         if not n:
             self.add(layer, metric, kind, least, np.nan, 0, preset=preset, score=score)
             return
-        ci = binomtest(int(hits.sum()), n).proportion_ci(method="wilson")
-        self.add(
-            layer, metric, kind, least, float(hits.mean()), n, interval=(ci.low, ci.high), preset=preset, score=score
-        )
+        interval = statistics.wilson(int(hits.sum()), n)
+        self.add(layer, metric, kind, least, float(hits.mean()), n, interval=interval, preset=preset, score=score)
 
     def table(self) -> pa.Table:
         names = ("layer", "metric", "kind", "min_purity", "preset", "score", "value", "low", "high", "n")

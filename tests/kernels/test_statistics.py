@@ -9,6 +9,7 @@ import torch
 from scipy import special, stats
 from sklearn.metrics import roc_auc_score
 from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import proportion_confint
 
 from polyray.kernels import random, statistics
 from polyray.kernels.statistics import (
@@ -21,6 +22,7 @@ from polyray.kernels.statistics import (
     moments,
     p_value,
     total,
+    wilson,
     z_score,
 )
 
@@ -298,3 +300,12 @@ def test_auroc_interval_at_its_ends() -> None:
     assert auroc_interval(f64([2.0, 3.0, 4.0]), f64([0.0, 1.0]), 50, 0) == (1.0, 1.0)
     assert all(math.isnan(v) for v in auroc_interval(f64([]), f64([1.0]), 50, 0))
     assert all(math.isnan(v) for v in auroc_interval(f64([1.0]), f64([]), 50, 0))
+
+
+@pytest.mark.parametrize(("hits", "n"), [(0, 1), (1, 1), (0, 12), (3, 7), (12, 12), (450, 1000)])
+def test_wilson_is_statsmodels(hits: int, n: int) -> None:
+    assert wilson(hits, n) == pytest.approx(proportion_confint(hits, n, method="wilson"), abs=1e-12)
+
+
+def test_wilson_of_nothing() -> None:
+    assert all(math.isnan(v) for v in wilson(0, 0))

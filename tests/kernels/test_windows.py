@@ -1,4 +1,4 @@
-"""Boxes and the side that holds a share of the energy, against plain arithmetic."""
+"""Boxes, the side that holds a share of the energy and places elsewhere, against plain arithmetic."""
 
 import math
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from polyray.kernels.windows import boxes, central_side
+from polyray.kernels.windows import boxes, central_side, disjoint_places, random_places
 
 
 def start(center: float, side: int) -> int:
@@ -120,3 +120,98 @@ def test_boxes_are_within_the_image_and_never_empty() -> None:
 
 def test_boxes_of_no_positions() -> None:
     assert boxes(torch.zeros(0, dtype=torch.int64), 7, 4.0, 4.0, 8.0, 5, 56).shape == (0, 4)
+
+
+def all_places(box: list[int], input_px: int, step: int) -> list[tuple[int, ...]]:
+    """Every box of this size on the box's own lattice that shares no pixel with it."""
+    x0, y0, x1, y1 = box
+    w, h = x1 - x0, y1 - y0
+    inside = {(x, y) for x in range(x0, x1) for y in range(y0, y1)}
+    return [
+        (x, y, x + w, y + h)
+        for y in range(y0 % step, input_px - h + 1, step)
+        for x in range(x0 % step, input_px - w + 1, step)
+        if inside.isdisjoint((i, j) for i in range(x, x + w) for j in range(y, y + h))
+    ]
+
+
+@pytest.mark.parametrize(("input_px", "step"), [(5, 1), (6, 1), (9, 2), (12, 4), (10, 3), (7, 4)])
+def test_disjoint_places_are_all_places_with_equal_chances(input_px: int, step: int) -> None:
+    rng = np.random.default_rng(input_px)
+    taken = []
+    for _ in range(60):
+        (x0, x1), (y0, y1) = (sorted(rng.choice(input_px + 1, 2, replace=False).tolist()) for _ in range(2))
+        taken.append([x0, y0, x1, y1])
+    n_none = 0
+    for box in taken:
+        expected = all_places(box, input_px, step)
+        if not expected:
+            n_none += 1
+            u = torch.tensor([1e-9, 0.5, 1 - 1e-9], dtype=torch.float64)
+            assert disjoint_places(torch.tensor([box] * 3), input_px, u, step).tolist() == [[-1] * 4] * 3
+            continue
+        # Two values of u in each of as many equal bins as there are places: every place twice, from one bin.
+        n = len(expected)
+        u = (torch.arange(n, dtype=torch.float64)[:, None] + torch.tensor([0.001, 0.999])) / n
+        got = disjoint_places(torch.tensor([box] * (2 * n)), input_px, u.flatten(), step)
+        assert got.dtype == torch.int64
+        first, second = ([tuple(b) for b in got[side::2].tolist()] for side in (0, 1))
+        assert first == second
+        assert sorted(first) == sorted(expected), box
+    assert 0 < n_none < 60
+
+
+def test_disjoint_places_of_many_boxes_at_once() -> None:
+    rng = np.random.default_rng(4)
+    corner, size = rng.integers(0, 14, (200, 2)), rng.integers(1, 90, (200, 2))
+    box = torch.from_numpy(16 * np.concatenate([corner, corner], 1))
+    box[:, 2:] = (box[:, 2:] + torch.from_numpy(size)).clamp(max=224)
+    u = torch.from_numpy(rng.random(200))
+    got = disjoint_places(box, 224, u, 16)
+    assert (got >= 0).all()
+    assert (got <= 224).all()
+    assert torch.equal(got[:, 2:] - got[:, :2], box[:, 2:] - box[:, :2])
+    assert (got[:, :2] % 16 == 0).all()
+    assert ((got[:, :2] >= box[:, 2:]) | (got[:, 2:] <= box[:, :2])).any(1).all()
+    singles = [disjoint_places(b[None], 224, v[None], 16) for b, v in zip(box, u, strict=True)]
+    assert torch.equal(torch.cat(singles), got)
+    assert torch.equal(disjoint_places(box.int(), 224, u, 16), got)
+
+
+def test_no_place_beside_a_box_in_the_middle_or_the_whole_image() -> None:
+    box = torch.tensor([[0, 0, 10, 10], [3, 3, 7, 7], [0, 0, 10, 5], [1, 0, 6, 10], [4, 4, 8, 8]])
+    u = torch.full((5,), 0.5, dtype=torch.float64)
+    nowhere = [-1] * 4
+    assert disjoint_places(box, 10, u).tolist() == [nowhere, nowhere, [0, 5, 10, 10], nowhere, [6, 0, 10, 4]]
+    assert disjoint_places(box, 10, u, 5).tolist() == [nowhere, nowhere, [0, 5, 10, 10], nowhere, nowhere]
+    # The ends of what a uniform draw can give.
+    for end in (2.0**-53, 1 - 2.0**-53):
+        got = disjoint_places(box[2:3], 10, torch.tensor([end], dtype=torch.float64))
+        assert got.tolist() == [[0, 5, 10, 10]]
+    assert disjoint_places(torch.zeros(0, 4, dtype=torch.int64), 10, torch.zeros(0, dtype=torch.float64)).shape == (
+        0,
+        4,
+    )
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "input_px", "step"), [(2, 3, 7, 1), (4, 1, 12, 4), (5, 3, 13, 4), (6, 6, 6, 1), (1, 2, 9, 2)]
+)
+def test_random_places_are_all_places_with_equal_chances(width: int, height: int, input_px: int, step: int) -> None:
+    lefts, tops = (range(0, input_px - side + 1, step) for side in (width, height))
+    expected = [[x, y, x + width, y + height] for x in lefts for y in tops]
+    for part in (0.001, 0.999):
+        u = [[(i + part) / len(lefts), (j + part) / len(tops)] for i in range(len(lefts)) for j in range(len(tops))]
+        n = len(u)
+        got = random_places(
+            torch.full((n,), width), torch.full((n,), height), input_px, torch.tensor(u, dtype=torch.float64), step
+        )
+        assert got.dtype == torch.int64
+        assert got.tolist() == expected
+
+
+def test_random_places_of_sizes_that_do_not_fit() -> None:
+    width, height = torch.tensor([8, 9, 8, 3]), torch.tensor([8, 2, 20, 8])
+    u = torch.full((4, 2), 0.99, dtype=torch.float64)
+    assert random_places(width, height, 8, u).tolist() == [[0, 0, 8, 8], [-1] * 4, [-1] * 4, [5, 0, 8, 8]]
+    assert random_places(width[:0], height[:0], 8, u[:0]).shape == (0, 4)
