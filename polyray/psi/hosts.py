@@ -82,8 +82,10 @@ def roles(examples: Examples, peaks: Peaks, n_hosts: int, seed: int, layer: str,
 
     The members of each cluster stand in random order; hosts come first, as many aligned donors next. A host takes for
     its donor of another cluster the first of all those left that nobody took. While they last no example has two
-    roles; then donors of other clusters serve again. Examples whose labels mean nothing are exchangeable between all
-    roles, which is the null of aligned − non_aligned.
+    roles; then aligned donors of other clusters serve a second time, each once, and after them the host has none: one
+    donor set against many hosts would make their differences one and the same. So among the hosts of a cluster all
+    roles are distinct. Examples whose labels mean nothing are exchangeable between roles, which is the null of
+    aligned − non_aligned; donors that serve twice count once on each side of it, which makes it conservative.
 
     Args:
         examples: the neuron's clustered examples.
@@ -109,16 +111,13 @@ def roles(examples: Examples, peaks: Peaks, n_hosts: int, seed: int, layer: str,
     other = np.full(len(host), NONE, dtype=np.int64)
     # One host of every cluster after the other, so that none has all that are left.
     turn = np.argsort(np.concatenate([np.zeros(0, np.int64), *(np.arange(n) for n in n_of)]), kind="stable")
-    free = left.tolist()
+    free = [*left.tolist(), *order[np.isin(order, aligned)].tolist()]
     for i in turn.tolist():
         cluster = examples.cluster[host[i]]
         first = next((d for d in free if examples.cluster[d] != cluster), None)
         if first is not None:
             free.remove(first)
-        else:
-            again = order[(examples.cluster[order] != cluster) & ~np.isin(order, host)]
-            first = int(again[i % len(again)]) if len(again) else NONE
-        other[i] = first
+            other[i] = first
     return Roles(host, aligned, other, _random_images(examples.example[host], peaks, seed, words))
 
 

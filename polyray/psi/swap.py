@@ -227,6 +227,8 @@ def _shots(
             reason = None
             if condition in _PATCHED and example is None:
                 row["status"], reason = "not_swappable", _NO_SOURCE[condition]
+                if condition == "non_aligned" and (examples.cluster != cluster).any():
+                    reason = "no example of another cluster is left"
             elif place is not None and place[0] == NONE:
                 row["status"], reason = "not_swappable", "there is no room for a box of this size beside the host's"
             picture = None

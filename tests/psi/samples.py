@@ -117,6 +117,12 @@ def layer_info(name: str = "layer", width: int = 3, **fields: Any) -> LayerInfo:
     return LayerInfo(name=name, width=width, **{**known, **fields})
 
 
+def layer_row(info: LayerInfo, swap_side_px: int) -> dict[str, Any]:
+    """A row of `layers`, as far as swaps read it."""
+    geometry = ("layout", "grid_h", "grid_w", "center_x_px", "center_y_px", "stride_px")
+    return {"layer": info.name, "swap_side_px": swap_side_px} | {c: getattr(info, c) for c in geometry}
+
+
 def subject_of(module: nn.Module, input_px: int, micro_batch: int = 4) -> Subject:
     """A network of the test's own as a subject that takes RGB in [0, 1] as it is."""
     module = module.eval().requires_grad_(False)
