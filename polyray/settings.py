@@ -6,7 +6,7 @@ Place in the flow: a leaf under `config.py`, which puts the sections together an
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -133,3 +133,12 @@ class SwapConfig(Section):
     """Images from which random patches are drawn; where every neuron peaks in them is kept from mining."""
     n_null: int = Field(32, ge=0)
     """Null neurons of each layer: random examples under permuted cluster labels, to check the method itself."""
+
+    @model_validator(mode="after")
+    def _enough_images(self) -> "SwapConfig":
+        if self.n_random < 2 * self.n_hosts:
+            raise ValueError(
+                f"n_random >= 2 × n_hosts must hold, got {self.n_random} and {self.n_hosts}: a random image that serves "
+                "several hosts makes their differences depend on each other"
+            )
+        return self

@@ -146,7 +146,7 @@ def null_examples(examples: Examples, peaks: Peaks, seed: int, layer: str, neuro
     order = order[: len(examples.cluster)]
     of = np.arange(len(examples.cluster))
     shuffled = np.argsort(_bits(seed, random.SWAP_NULL_LABELS, (word, neuron, 0), of), kind="stable")
-    labels = examples.cluster[shuffled][: len(order)]
+    labels = np.sort(examples.cluster)[shuffled][: len(order)]
     return Examples(peaks.example[order], peaks.position[order], labels, np.full(len(order), np.nan))
 
 

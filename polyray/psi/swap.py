@@ -164,7 +164,8 @@ def swap(
         where = places(examples, n.peaks, cast, layer, at, science, n.neuron, kind)
         shots += _shots(n._replace(examples=examples), cast, where, at, views, science, kind, fill, unread)
     _respond(subject, layer["layer"], shots)
-    sd = {n.neuron: float(n.examples.activation.std()) for n in neurons} if kind == "real" else {}
+    known = [n for n in neurons if kind == "real" and len(n.examples.activation)]
+    sd = {n.neuron: float(n.examples.activation.std()) for n in known}
     _effects([s.row for s in shots], sd)
     rows = {c: [s.row.get(c) for s in shots] for c in schema.TABLES["swaps"].schema.names}
     failed: list[Failure] = [(None, "image", example, reason) for example, reason in sorted(unread.items())]

@@ -94,6 +94,13 @@ class Network(nn.Module):
         return out
 
 
+class Turned(nn.Module):
+    """Channels before tokens becomes tokens before channels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.transpose(1, 2)
+
+
 @pytest.fixture(scope="module")
 def network() -> Network:
     return Network().eval()
@@ -177,6 +184,63 @@ def test_the_forward_ends_with_the_last_layer(network: Network, readouts: Readou
 
 
 # --- names ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["stem", "blocks.0.conv1", "blocks.1", "expand", "squash"])
+def test_one_neuron_for_each_image_is_its_column_of_all(readouts: Readouts, name: str) -> None:
+    x = noise(6, seed=3)
+    response, position = readouts.run(x, [name])[name]
+    info = next(info for info in readouts.layers([name]))
+    neuron = torch.tensor([1, 0, 1, info.width - 1, 0, 1])
+    rows = torch.arange(6)
+    found, at_peak = readouts.run_at(x, name, neuron, position[rows, neuron])
+    assert found.dtype == at_peak.dtype == torch.float32
+    assert torch.equal(found, response[rows, neuron])
+    assert torch.equal(at_peak, found)
+
+
+def test_one_position_for_each_image_is_read_from_the_map(network: Network, readouts: Readouts) -> None:
+    x = noise(4, seed=4)
+    expected = F.relu(network.stem(x)).flatten(2).detach()
+    neuron, position = torch.tensor([4, 0, 2, 2]), torch.tensor([143, 0, 17, 18])
+    found, at = readouts.run_at(x, "stem", neuron, position)
+    rows = torch.arange(4)
+    torch.testing.assert_close(at, expected[rows, neuron, position])
+    torch.testing.assert_close(found, expected[rows, neuron].amax(1))
+    assert (at != found).any()
+
+
+def test_one_neuron_of_tokens_and_of_a_vector() -> None:
+    tokens = nn.Sequential(nn.Conv2d(3, 5, 8, stride=8), nn.Flatten(2), Turned(), nn.Linear(5, 7), nn.GELU()).eval()
+    readouts = Readouts(tokens, (3, PX, PX))
+    x = noise(3)
+    expected = tokens(x).detach()
+    neuron, position = torch.tensor([6, 0, 3]), torch.tensor([8, 2, 0])
+    found, at = readouts.run_at(x, "3", neuron, position)
+    torch.testing.assert_close(at, expected[torch.arange(3), position, neuron])
+    torch.testing.assert_close(found, expected[torch.arange(3), :, neuron].amax(1))
+
+
+def test_one_neuron_that_is_not_a_number_says_so_alone() -> None:
+    network = Ends(nn.ReLU()).eval()
+    with torch.no_grad():
+        network.conv.weight[2] = torch.nan
+    readouts = Readouts(network, (3, PX, PX))
+    found, at = readouts.run_at(noise(3), "conv", torch.tensor([0, 2, 1]), torch.tensor([0, 0, 0]))
+    assert found.isnan().tolist() == at.isnan().tolist() == [False, True, False]
+
+
+def test_unknown_names_are_refused_when_one_neuron_is_asked(readouts: Readouts) -> None:
+    with pytest.raises(ConfigError, match="stam"):
+        readouts.run_at(noise(1), "stam", torch.tensor([0]), torch.tensor([0]))
+
+
+def test_one_neuron_s_forward_ends_with_its_layer(network: Network, readouts: Readouts) -> None:
+    network.head_may_run = False
+    try:
+        readouts.run_at(noise(1), "squash", torch.tensor([0]), torch.tensor([0]))
+    finally:
+        network.head_may_run = True
 
 
 def test_wildcards_stay_within_dots(readouts: Readouts) -> None:

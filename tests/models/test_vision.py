@@ -203,6 +203,27 @@ def test_a_short_batch_is_padded_with_its_last_image() -> None:
             loaded.responses(pictures(n, 16), ["conv"])
 
 
+def test_one_neuron_of_each_image_is_padded_likewise() -> None:
+    loaded = tiny_subject()
+    views = pictures(3, 16)
+    sizes: list[int] = []
+    loaded.module.register_forward_pre_hook(lambda _m, args: sizes.append(len(args[0])))
+    response, position = (x.numpy() for x in loaded.responses(views, ["conv"])["conv"])
+    neuron = np.array([4, 0, 2])
+    rows = np.arange(3)
+    found, at_peak = loaded.responses_at(views, "conv", neuron, position[rows, neuron])
+    assert found.tolist() == at_peak.tolist() == response[rows, neuron].tolist()
+    whole = loaded.module(loaded.prepare(views)).flatten(2).numpy()
+    elsewhere = np.array([0, 63, 9])
+    found, at = (x.numpy() for x in loaded.responses_at(views, "conv", neuron, elsewhere))
+    np.testing.assert_allclose(at, whole[rows, neuron, elsewhere], rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(found, response[rows, neuron])
+    assert sizes == [4, 4, 3, 4]
+    for n in (0, 5):
+        with pytest.raises(ModelError, match=f"takes 1 to 4 views at a time, got {n}"):
+            loaded.responses_at(pictures(n, 16), "conv", np.zeros(n, np.int64), np.zeros(n, np.int64))
+
+
 def test_half_precision_is_cast_back_and_stays_near() -> None:
     views = pictures(4, 16)
     full, half = (tiny_subject(dtype=dtype).responses(views, ["conv"])["conv"][0] for dtype in ("float32", "bfloat16"))

@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +40,7 @@ from polyray.models.vision import Subject
 from polyray.probes.images import ProbeSet, open_probe, view
 from polyray.psi.mine import Images, Mined, distinct_images, index, merge, mine
 from polyray.psi.pool import Responses, pool_neurons, smallest_hashes
+from polyray.settings import SwapConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -240,6 +241,54 @@ def test_each_pooled_image_shows_the_peak_of_its_neuron(edge: Edge) -> None:
         assert rows.equals(edge.mine(range(0, N)).pool_peaks[name])
     neurons = [np.concatenate([column(p[name], "neuron") for p in parts]).tolist() for name in ("mid", "stem")]
     assert neurons[0] != neurons[1], "layers draw neurons of their own"
+
+
+def test_every_neuron_s_peak_is_kept_in_the_images_drawn_for_swaps(edge: Edge) -> None:
+    n_random = 25
+    chosen = edge.settings.model_copy(update={"swap": SwapConfig(n_random=n_random)})
+    asked = replace(edge, settings=chosen)
+    hashes = [int(random.bits(chosen.seed, random.SWAP_IMAGE, 0, e)) for e in range(N)]
+    expected = sorted(sorted(range(N), key=lambda e: hashes[e])[:n_random])
+    parts = [asked.mine(r).swap_peaks for r in (range(0, 33), range(33, 35), range(35, N))]
+    unfired = 0
+    for name in EDGE_LAYERS:
+        rows = pa.concat_tables([p[name] for p in parts])
+        assert rows["example"].to_pylist() == expected
+        for row in rows.to_pylist():
+            for peaks, position in zip(edge.maps[name][row["example"]], row["position"], strict=True):
+                fires = np.isfinite(peaks.max()) and (peaks.max() > 0 or edge.infos[name].activation is None)
+                assert position == (peaks.argmax() if fires else None)
+                unfired += position is None
+        assert rows.equals(asked.mine(range(0, N)).swap_peaks[name])
+    assert unfired > 2 * n_random, "the dead neuron and that of NaN have no peak"
+    some = {name: np.array([1, 3]) for name in EDGE_LAYERS}
+    few = asked.mine(range(0, N), some).swap_peaks["mid"].to_pylist()
+    every = asked.mine(range(0, N)).swap_peaks["mid"].to_pylist()
+    assert [r["position"] for r in few] == [[r["position"][i] for i in (1, 3)] for r in every]
+
+
+def test_nothing_is_kept_where_nothing_is_swapped(edge: Edge) -> None:
+    assert edge.settings.swap is None
+    assert all(len(rows) == 0 for rows in edge.mine(range(0, 16)).swap_peaks.values())
+
+
+def test_images_for_swaps_are_drawn_among_distinct_ones_and_those_gone_are_left_out() -> None:
+    chosen = science(subject={"input_px": 8, "micro_batch": 4}, mine={"k_min": 6}, swap={"n_random": 6})
+    pictures = noise_pictures(15, 8)
+    subject = subject_of(Colours(), 8)
+    info = subject.readouts.layers(["read"])[0]
+    distinct = [e for e in range(15) if e not in (2, 11)]
+
+    def run(unreadable: Sequence[int]) -> list[int]:
+        probe = FakeProbe(pictures, ["x"] * 15, unreadable)
+        images = images_of(probe.labels, distinct)
+        found = mine(subject, probe, chosen, images, [info], {"read": np.arange(3)}, range(15))
+        return found.swap_peaks["read"]["example"].to_pylist()
+
+    drawn = run([])
+    assert len(drawn) == 6
+    assert set(drawn) <= set(distinct)
+    assert run(drawn[:2]) == drawn[2:]
 
 
 def test_the_pool_is_drawn_uniformly_without_replacement() -> None:
@@ -495,6 +544,14 @@ def test_repeated_pictures_count_once_and_bad_ones_cost_a_row(folder: Path) -> N
     assert len(green["example"]) == green["n_tied_at_cut"] == 4
     assert blue["reason"] == "dead"
     assert (blue["example"], blue["n_tied_at_cut"]) == ([], 0)
+
+
+def test_mean_colours_are_those_of_the_decoded_pixels() -> None:
+    pictures = [*noise_pictures(3, 8), np.full((2, 5, 3), (255, 0, 7), dtype=np.uint8)]
+    rows, _ = index(FakeProbe(pictures, ["x"] * 4, unreadable=[1]), range(4))
+    for i, row in enumerate(rows.to_pylist()):
+        expected = [None] * 3 if i == 1 else pictures[i].astype(np.float64).mean((0, 1)).tolist()
+        assert [row[f"mean_{c}"] for c in ("red", "green", "blue")] == pytest.approx(expected)
 
 
 def test_missing_rows_of_images_are_refused() -> None:
