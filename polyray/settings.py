@@ -138,7 +138,7 @@ class SwapConfig(Section):
     def _enough_images(self) -> "SwapConfig":
         if self.n_random < 2 * self.n_hosts:
             raise ValueError(
-                f"n_random >= 2 × n_hosts must hold, got {self.n_random} and {self.n_hosts}: a random image that serves "
+                f"n_random >= 2 × n_hosts must hold, got {self.n_random} and {self.n_hosts}: an image that serves "
                 "several hosts makes their differences depend on each other"
             )
         return self

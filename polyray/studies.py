@@ -192,7 +192,7 @@ STUDIES: tuple[Table, ...] = (
                 "contrast",
                 text,
                 "difference between two conditions, as in CONTRASTS; a share of neurons: causal, causal_specific, and "
-                "of null neurons null_p05 (p below 0.05); null_ks: how far their p are from uniform, and its p",
+                "of null neurons null_p05 (p below 0.05); null_small, null_ks: how far p are too small, or not uniform",
             ),
             ("mean", f64, "mean difference in units of the response; of a share: the share; null where n is 0"),
             ("low", f64, "lower end of its 95 % interval; null where there is none"),

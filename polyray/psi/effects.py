@@ -86,8 +86,10 @@ def effects(
         occur: a neuron's mean is then over its hosts in the bin, while shares go by the mean box of its hosts.
 
         Of null neurons aligned and non_aligned are exchangeable: `null_p05` is the share of them with p below 0.05,
-        at most about 5 %, and `null_ks` the Kolmogorov-Smirnov distance of their p from uniform with its p. Signed-rank
-        p of few hosts are discrete and lie above uniform ones, which this distance sees as well.
+        at most about 5 %. `null_small` is how far the distribution of their p lies above the uniform one at most, with
+        the p of Kolmogorov and Smirnov's one-sided test: a small one means that p are too small. `null_ks` is the
+        distance to both sides, with its p; signed-rank p of few hosts are discrete, and those of hosts whose largest
+        response lies elsewhere are 1, which it sees as well.
     """
     real, null = [], []
     layer_of = clusters["layer"].to_numpy(zero_copy_only=False)
@@ -191,8 +193,9 @@ def _over_null(out: "_Rows", layers: Sequence[str], pooled: _Pooled, science: Sc
         p = pooled.p[0, here]
         p = p[~np.isnan(p)]
         out.share("null", layer, "all", "null_p05", p < ALPHA, NO_NEURON)
-        distance, ks_p = stats.kstest(p, "uniform") if len(p) else (np.nan, np.nan)
-        out.figure("null", layer, "all", "null_ks", len(p), NO_NEURON, mean=distance, p=ks_p)
+        for name, side in (("null_small", "greater"), ("null_ks", "two-sided")):
+            distance, ks_p = stats.kstest(p, "uniform", alternative=side) if len(p) else (np.nan, np.nan)
+            out.figure("null", layer, "all", name, len(p), NO_NEURON, mean=distance, p=ks_p)
 
 
 class _Rows:

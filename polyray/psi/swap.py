@@ -211,9 +211,7 @@ def _shots(
         sources = _sources(i, neuron, cast, where)
         with_picture = science.extract.thumbnails and kind == "real" and host_row["cluster"] not in pictured
         pictured.add(host_row["cluster"])
-        for condition in SWAP_SHOWN[kind]:
-            place = where.elsewhere[i].tolist() if condition in _ELSEWHERE else None
-            found.append(_shot(host_row, condition, sources.get(condition), place, views, fill, unread))
+        first = len(found)
         if kind == "real":
             # Mining has shown it already.
             intact = _shot(host_row, "host", None, None, views, fill, unread)
@@ -221,7 +219,10 @@ def _shots(
                 activation = float(examples.activation[host])
                 intact.row.update(response=activation, response_at_peak=activation)
             found.append(_Shot(intact.row, intact.picture, shown=False))
-        for shot in found[-len(SWAP_SHOWN[kind]) - 1 :] if with_picture else ():
+        for condition in SWAP_SHOWN[kind]:
+            place = where.elsewhere[i].tolist() if condition in _ELSEWHERE else None
+            found.append(_shot(host_row, condition, sources.get(condition), place, views, fill, unread))
+        for shot in found[first:] if with_picture else ():
             if shot.picture is not None:
                 shot.row["picture"] = jpeg(scaled(torch.from_numpy(shot.picture), SIDE_PX, SIDE_PX).numpy())
     return found
@@ -273,10 +274,10 @@ def _shot(
         row |= _named("place_", place)
     images = [row["host_example"], *([] if source is None else [source.example])]
     seen = [views.get(image) for image in images]
-    for image, pixels in zip(images, seen, strict=True):
-        if isinstance(pixels, str):
-            unread[image] = pixels
-            return _Shot(row | {"status": "failed", "reason": f"image {image} cannot be read: {pixels}"}, None)
+    bad = {image: pixels for image, pixels in zip(images, seen, strict=True) if isinstance(pixels, str)}
+    unread |= bad
+    for image, why in bad.items():
+        return _Shot(row | {"status": "failed", "reason": f"image {image} cannot be read: {why}"}, None)
     host, *donor = (pixels for pixels in seen if not isinstance(pixels, str))
     patch = None if source is None else (donor[0], source.box)
     return _Shot(row, compose(condition, host, [row[c] for c in _BOX], fill, patch, place))

@@ -291,9 +291,10 @@ class Oracle:
             p = [self.rows[k[0], "null", "neuron", "all", "aligned-non_aligned", k[1], None]["p"] for k in null]
             p = [x for x in p if x is not None]
             self.put(where | {"contrast": "null_p05"} | share([x < 0.05 for x in p]))
-            ks = stats.kstest(p, "uniform")
             nothing = {"low": None, "high": None, "n": len(p)}
-            self.put(where | nothing | {"contrast": "null_ks", "mean": ks.statistic, "p": ks.pvalue})
+            for name, side in (("null_ks", "two-sided"), ("null_small", "greater")):
+                ks = stats.kstest(p, "uniform", alternative=side)
+                self.put(where | nothing | {"contrast": name, "mean": ks.statistic, "p": ks.pvalue})
 
     def of_split(
         self, layer: str | None, kind: str, split: str, members: list[tuple[str, int]], low: float, high: float
