@@ -338,7 +338,7 @@ def test_q_is_over_kind_scope_contrast_and_sort_of_split(rows: list[Row]) -> Non
     for of in families.values():
         q = multipletests([r["p"] for r in of], method="fdr_bh")[1]
         assert [r["q"] for r in of] == pytest.approx(q.tolist(), rel=1e-12)
-    assert len(families) == 6 + 6 + 1 + 2 * (3 * 6 + 2)
+    assert len(families) == 6 + 6 + 1 + 2 * (3 * 6 + 3)
 
 
 def test_the_world_has_all_that_matters(rows: list[Row], oracle: Oracle) -> None:
