@@ -15,7 +15,16 @@ import yaml
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError, model_validator
 
 from polyray.errors import ConfigError, nearest
-from polyray.settings import Dtype, EncoderConfig, PlantConfig, ProbeConfig, Section, SwapConfig
+from polyray.settings import (
+    Dtype,
+    EncoderConfig,
+    NumericsConfig,
+    PlantConfig,
+    PoolConfig,
+    ProbeConfig,
+    Section,
+    SwapConfig,
+)
 from polyray.settings import Generated as Generated
 from polyray.settings import ImageFolder as ImageFolder
 from polyray.settings import ImageTable as ImageTable
@@ -23,7 +32,6 @@ from polyray.settings import OpenClip as OpenClip
 from polyray.settings import StandIn as StandIn
 from polyray.settings import TinyImageNet as TinyImageNet
 
-Device = Literal["cpu", "cuda"]
 Scale = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -143,15 +151,6 @@ class CalibrateConfig(Section):
     """Bootstrap resamples behind each AUROC's 95 % interval."""
 
 
-class NumericsConfig(Section):
-    """What makes floating point reproducible."""
-
-    device: Device = "cpu"
-    """Device class of every actor; results of different classes are never mixed in one OUT."""
-    threads: int = Field(1, ge=1, le=256)
-    """Threads per actor; another number may change last bits, so it belongs to the run's identity."""
-
-
 class Science(Section):
     """Everything that decides a number."""
 
@@ -185,34 +184,6 @@ class Science(Section):
             raise ValueError(
                 f"mine.k_min must be above cluster.k_range[1], got {self.mine.k_min} and {self.cluster.k_range[1]}"
             )
-        return self
-
-
-class PoolConfig(Section):
-    """One kind of actor: what each needs, and how many."""
-
-    num_cpus: float = Field(1, gt=0, allow_inf_nan=False)
-    """CPU cores that Ray sets aside for each actor."""
-    num_gpus: float = Field(0, ge=0, allow_inf_nan=False)
-    """GPUs that Ray sets aside for each actor; a share is allowed."""
-    memory_gb: float | None = Field(None, gt=0, allow_inf_nan=False)
-    """Memory in GiB that Ray sets aside for each actor; none declared by default."""
-    min: int = Field(1, ge=1)
-    """Fewest actors; the run is refused where the cluster cannot hold them."""
-    max: int | None = Field(None, ge=1)
-    """Most actors; as many as the cluster holds by default."""
-    in_flight: int = Field(2, ge=1, le=64)
-    """Calls that may wait at one actor at a time."""
-
-    @model_validator(mode="after")
-    def _order(self) -> "PoolConfig":
-        if self.max is not None and self.max < self.min:
-            raise ValueError(f"min <= max must hold, got {self.min} and {self.max}")
-        if self.num_gpus > 1 and self.num_gpus != int(self.num_gpus):
-            raise ValueError(f"num_gpus must be whole above 1, got {self.num_gpus}")
-        for name, amount in (("num_cpus", self.num_cpus), ("num_gpus", self.num_gpus)):
-            if round(amount, 4) != amount:
-                raise ValueError(f"{name} may have at most 4 decimals, got {amount}")
         return self
 
 

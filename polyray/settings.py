@@ -1,5 +1,5 @@
-"""The parts of a config that come in kinds (where images come from, what encodes them) or may be left out (planted
-neurons, patch swaps).
+"""The parts of a config that come in kinds (where images come from, what encodes them), may be left out (planted
+neurons, patch swaps) or are the same for images and text (numerics, pools of actors).
 
 Place in the flow: a leaf under `config.py`, which puts the sections together and is what others import.
 """
@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Dtype = Literal["float32", "bfloat16", "float16"]
+Device = Literal["cpu", "cuda"]
 
 
 class Section(BaseModel):
@@ -141,4 +142,41 @@ class SwapConfig(Section):
                 f"n_random >= 2 × n_hosts must hold, got {self.n_random} and {self.n_hosts}: an image that serves "
                 "several hosts makes their differences depend on each other"
             )
+        return self
+
+
+class NumericsConfig(Section):
+    """What makes floating point reproducible."""
+
+    device: Device = "cpu"
+    """Device class of every actor; results of different classes are never mixed in one OUT."""
+    threads: int = Field(1, ge=1, le=256)
+    """Threads per actor; another number may change last bits, so it belongs to the run's identity."""
+
+
+class PoolConfig(Section):
+    """One kind of actor: what each needs, and how many."""
+
+    num_cpus: float = Field(1, gt=0, allow_inf_nan=False)
+    """CPU cores that Ray sets aside for each actor."""
+    num_gpus: float = Field(0, ge=0, allow_inf_nan=False)
+    """GPUs that Ray sets aside for each actor; a share is allowed."""
+    memory_gb: float | None = Field(None, gt=0, allow_inf_nan=False)
+    """Memory in GiB that Ray sets aside for each actor; none declared by default."""
+    min: int = Field(1, ge=1)
+    """Fewest actors; the run is refused where the cluster cannot hold them."""
+    max: int | None = Field(None, ge=1)
+    """Most actors; as many as the cluster holds by default."""
+    in_flight: int = Field(2, ge=1, le=64)
+    """Calls that may wait at one actor at a time."""
+
+    @model_validator(mode="after")
+    def _order(self) -> "PoolConfig":
+        if self.max is not None and self.max < self.min:
+            raise ValueError(f"min <= max must hold, got {self.min} and {self.max}")
+        if self.num_gpus > 1 and self.num_gpus != int(self.num_gpus):
+            raise ValueError(f"num_gpus must be whole above 1, got {self.num_gpus}")
+        for name, amount in (("num_cpus", self.num_cpus), ("num_gpus", self.num_gpus)):
+            if round(amount, 4) != amount:
+                raise ValueError(f"{name} may have at most 4 decimals, got {amount}")
         return self

@@ -184,6 +184,16 @@ class Store:
                     files.remove(self.out / part.path)
         return False
 
+    def retire(self, unit_key: str) -> None:
+        """Takes back a commit whose rows others have replaced (a checkpoint): its record first, then its parts."""
+        name = record_name(unit_key)
+        receipt = self._settled([name])[0].get(name)
+        with files.explained("retire", self.out / COMMITS / name):
+            files.remove(self.out / COMMITS / name)
+            self._receipts.pop(name, None)
+            for part in receipt.parts if receipt is not None else ():
+                files.remove(self.out / part.path)
+
     def committed(self, stage: str | None = None) -> dict[str, Receipt]:
         """Receipts of all committed units, or of one stage's, by unit key in sorted order.
 

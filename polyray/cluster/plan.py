@@ -139,6 +139,10 @@ class Sweep:
         """What its units follow from."""
         return Shape(self.science, self.n_images, {info.name: len(self.neurons[info.name]) for info in self.layers})
 
+    def works(self, stage: str, store: Store) -> list[Work]:
+        """Units of a stage, in a fixed order; all earlier ones have ended."""
+        return works(stage, self.shape, store)
+
 
 def stages(science: Science) -> dict[str, Actor]:
     """The stages of a sweep in order, and the kind of actor that runs each."""
@@ -165,9 +169,9 @@ def fixed_works(stage: str, shape: Shape) -> list[Work]:
     """Units of a stage that needs to know nothing of what earlier stages committed: all but embed and draw."""
     match stage:
         case "index":
-            return [Work("index", start=a, stop=b) for a, b in _ranges(shape.n_images, INDEX_IMAGES)]
+            return [Work("index", start=a, stop=b) for a, b in ranges(shape.n_images, INDEX_IMAGES)]
         case "mine" | "features":
-            return [Work(stage, start=a, stop=b) for a, b in _ranges(shape.n_images, MINE_IMAGES)]
+            return [Work(stage, start=a, stop=b) for a, b in ranges(shape.n_images, MINE_IMAGES)]
         case "window" | "merge" | "calibrate":
             return [Work(stage, layer) for layer in shape.n_neurons]
         case "extract" | "summarise" | "plant" | "recover" | "effects":
@@ -180,7 +184,7 @@ def fixed_works(stage: str, shape: Shape) -> list[Work]:
             return [
                 Work("cluster", layer, start=a, stop=b)
                 for layer, n in shape.n_neurons.items()
-                for a, b in _ranges(n, CLUSTER_NEURONS)
+                for a, b in ranges(n, CLUSTER_NEURONS)
             ]
     raise ValueError(f"no stage {stage!r} with fixed units")
 
@@ -188,7 +192,7 @@ def fixed_works(stage: str, shape: Shape) -> list[Work]:
 def embed_works(n_patches: Mapping[str, int]) -> list[Work]:
     """Units of embed, given how many patches are filed under each layer."""
     return [Work("embed", kind="vocabulary")] + [
-        Work("embed", layer, start=a, stop=b) for layer, n in n_patches.items() for a, b in _ranges(n, EMBED_PATCHES)
+        Work("embed", layer, start=a, stop=b) for layer, n in n_patches.items() for a, b in ranges(n, EMBED_PATCHES)
     ]
 
 
@@ -202,7 +206,7 @@ def swap_works(shape: Shape) -> list[Work]:
         n_swapped = min(n_neurons, swap.n_neurons or n_neurons)
         for kind, n in (("real", n_swapped), ("null", min(n_swapped, swap.n_null))):
             per_unit = max(1, SWAP_IMAGES // (len(SWAP_SHOWN[kind]) * swap.n_hosts))
-            found += [Work("swap", layer, kind, None, a, b) for a, b in _ranges(n, per_unit)]
+            found += [Work("swap", layer, kind, None, a, b) for a, b in ranges(n, per_unit)]
     return found
 
 
@@ -218,19 +222,20 @@ def draw_works(shape: Shape, sizes: Mapping[str, Sequence[int]]) -> list[Work]:
     B = shape.science.calibrate.B
     found = [Work("draw", SHARED_LAYER, "shuffle_text")]
     for n in sorted({n for layer in sizes.values() for n in layer}, reverse=True):
-        found += [Work("draw", SHARED_LAYER, "rotation", n, a, b) for a, b in _ranges(B, DRAWS)]
+        found += [Work("draw", SHARED_LAYER, "rotation", n, a, b) for a, b in ranges(B, DRAWS)]
     for layer, needed in sizes.items():
         for kind in ("pool", "one_concept", *(["permute_dims"] if shape.science.calibrate.permute_dims else [])):
-            found += [Work("draw", layer, kind, n, a, b) for n in needed for a, b in _ranges(B, DRAWS)]
+            found += [Work("draw", layer, kind, n, a, b) for n in needed for a, b in ranges(B, DRAWS)]
         for kind in NULL_KINDS:
             found += [
                 Work("draw", layer, f"null_{kind}", None, a, b)
-                for a, b in _ranges(shape.n_neurons[layer], CLUSTER_NEURONS)
+                for a, b in ranges(shape.n_neurons[layer], CLUSTER_NEURONS)
             ]
     return found
 
 
-def _ranges(n: int, step: int) -> Iterator[tuple[int, int]]:
+def ranges(n: int, step: int) -> Iterator[tuple[int, int]]:
+    """Start and stop of each range of at most `step` items out of n."""
     return ((a, min(a + step, n)) for a in range(0, n, step))
 
 

@@ -1,0 +1,108 @@
+"""Shard: a contiguous range of a language model's blocks, with the token statistics of its layers.
+
+Which question it answers: *what does one shard do with one batch, and how is it taken up again?* Place in the flow:
+under `chain.py`, which drives several in a row; knows no Ray. The one stateful kind of worker: its sums grow with the
+corpus. Sums are whole numbers, so that they do not depend on cut, order or restart.
+"""
+
+import platform
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from polyray import columns
+from polyray.categorical.count import Kept
+from polyray.categorical.mine import TokenStatistics
+from polyray.cluster.text_plan import TextSweep, layer_index
+from polyray.cluster.text_rows import batch_of, contexts_of, kept_of
+from polyray.errors import ModelError
+from polyray.models.language import LanguageModel, Shard
+from polyray.records import PartInfo
+from polyray.store import Store
+
+_PART_BYTES = 256 * 2**20
+"""Sums of one part before compression."""
+
+
+class ShardWorker:
+    """One shard and its sums.
+
+    Args:
+        sweep: what the driver resolved.
+        blocks: its blocks.
+        layers: layers, of any shard, that this pass mines.
+        cut: unit of the checkpoint that it goes on from; None at the start of the corpus.
+    """
+
+    def __init__(self, sweep: TextSweep, blocks: range, layers: Sequence[str], cut: str | None) -> None:
+        science = sweep.science
+        torch.set_num_threads(science.numerics.threads)
+        torch.use_deterministic_algorithms(science.numerics.device == "cuda", warn_only=True)
+        self._store = Store(sweep.out)
+        model = LanguageModel(science.model.path)
+        if model.checkpoint.digest() != sweep.contents["model"]:
+            raise ModelError(f"node {platform.node()!r} has another model at {science.model.path!r} than the driver.")
+        self._shard = Shard(model, blocks, getattr(torch, science.model.dtype), science.numerics.device)
+        self._layers = {layer_index(layer): layer for layer in layers if layer_index(layer) in blocks}
+        self._last = max(layer_index(layer) for layer in layers)
+        self._micro_batch = science.model.micro_batch
+        self._kept: Kept = kept_of(self._store, model.info.vocab)
+        self._contexts = contexts_of(self._store, science)
+        self._statistics = TokenStatistics(
+            self._kept, list(self._layers), model.info.n_neurons, science.numerics.device
+        )
+        if cut is not None:
+            self._restore(cut)
+
+    def _restore(self, cut: str) -> None:
+        for index, layer in self._layers.items():
+            into = self._statistics.sums[index]
+            rows = self._store.read("token_stats", layer, ["sums"], units=[cut])
+            width = into.sums.shape[1]
+            flat = rows["sums"].combine_chunks().flatten().to_numpy()
+            into.sums.copy_(torch.from_numpy(flat.reshape(-1, width).copy()))
+            refused = columns.numbers(self._store.read("refused", layer, units=[cut]), "neuron")
+            into.refused[torch.from_numpy(refused.astype(np.int64))] = True
+
+    def step(self, batch: int, hidden: Tensor | None) -> Tensor | None:
+        """Takes one batch through the shard and adds up what its layers say.
+
+        Args:
+            batch: number of the batch in the corpus.
+            hidden: what the shard before returned for it; None for the first.
+
+        Returns:
+            What the next shard is to be given; None where no later block is needed.
+        """
+        chosen = batch_of(self._contexts, self._kept, batch, self._micro_batch)
+        x = chosen.tokens if hidden is None else hidden
+        read = self._statistics.reader(chosen.rows)
+        with torch.inference_mode():
+            out = self._shard(x, chosen.mask, read, list(self._layers), self._last)
+        return None if self._shard.blocks.stop > self._last else out.cpu()
+
+    def save(self, unit_key: str) -> list[PartInfo]:
+        """Writes the sums as they are after the batches so far; they count once all shards' are committed."""
+        parts = []
+        for index, sums in self._statistics.sums.items():
+            layer = self._layers[index]
+            # Sums of a refused neuron would depend on the order of batches.
+            values = torch.where(sums.refused, 0, sums.sums).cpu().numpy()
+            n, width = values.shape
+            step = max(1, _PART_BYTES // (8 * width))
+            for a in range(0, n, step):
+                rows = {
+                    "token": self._kept.ids[a : a + step].numpy(),
+                    "sums": columns.ragged(
+                        values[a : a + step].ravel(), np.full(len(values[a : a + step]), width), pa.int64()
+                    ),
+                }
+                parts.append(self._store.write_part("token_stats", unit_key, columns.table("token_stats", rows), layer))
+            refused = sums.refused.nonzero().squeeze(1).cpu().numpy()
+            if len(refused):
+                rows = {"neuron": refused}
+                parts.append(self._store.write_part("refused", unit_key, columns.table("refused", rows), layer))
+        return parts

@@ -1,0 +1,124 @@
+"""Plan of a categorical sweep: which units of work does the census of a language model consist of?
+
+Place in the flow: as `plan.py`, for `science.method: categorical`; knows no Ray.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from polyray.cluster.plan import Work, ranges
+from polyray.store import Store
+from polyray.text_config import TextConfig, TextScience
+
+TextActor = Literal["shard", "scoring"]
+
+TEXT_STAGES: dict[str, TextActor] = {
+    "tokenise": "scoring",
+    "count": "scoring",
+    "mine": "shard",
+    "core": "scoring",
+    "connect": "scoring",
+    "overlap": "scoring",
+    "proximity": "scoring",
+    "clamp": "scoring",
+    "summarise": "scoring",
+}
+"""Every stage in order, and the kind of actor that runs it. A stage starts when the one before has ended."""
+
+TOKENISE_DOCUMENTS = 256
+"""Documents of a unit of tokenise; contexts never cross units."""
+
+
+@dataclass(frozen=True)
+class TextShape:
+    """What the units of a sweep follow from."""
+
+    science: TextScience
+    n_documents: int
+    n_neurons: Mapping[str, int]
+    """Neurons by layer that is mined, in order of depth: those swept, and those before them."""
+    swept: tuple[str, ...]
+    """Layers that are swept."""
+
+
+@dataclass(frozen=True)
+class TextSweep:
+    """What the driver resolved before the first unit: all that an actor needs beside the config."""
+
+    config: TextConfig
+    out: str
+    shape: TextShape
+    contents: Mapping[str, str]
+    """Digests of model, tokenizer and corpus, and versions: what an actor must find on its node as well."""
+    steps: Mapping[str, TextActor]
+    """Stages, in order, and by which kind of actor."""
+
+    @property
+    def science(self) -> TextScience:
+        """The science half of the config."""
+        return self.config.science
+
+    @property
+    def n_neurons(self) -> int:
+        """Neurons over all layers that are swept."""
+        return sum(self.shape.n_neurons[layer] for layer in self.shape.swept)
+
+    def works(self, stage: str, store: Store) -> list[Work]:
+        """Units of a stage, in a fixed order; all earlier ones have ended."""
+        return text_works(stage, self.shape)
+
+
+def text_stages(science: TextScience) -> dict[str, TextActor]:
+    """The stages of a sweep in order, and the kind of actor that runs each."""
+    return {stage: actor for stage, actor in TEXT_STAGES.items() if science.clamp or stage != "clamp"}
+
+
+def text_works(stage: str, shape: TextShape) -> list[Work]:
+    """Units of a stage, in a fixed order."""
+    match stage:
+        case "tokenise":
+            return [Work(stage, start=a, stop=b) for a, b in ranges(shape.n_documents, TOKENISE_DOCUMENTS)]
+        case "count" | "summarise":
+            return [Work(stage)]
+        case "mine" | "core":
+            return [Work(stage, layer) for layer in shape.n_neurons]
+        case "connect" | "overlap" | "proximity" | "clamp":
+            return [Work(stage, layer) for layer in shape.swept]
+    raise ValueError(f"no stage {stage!r}")
+
+
+def layer_index(layer: str) -> int:
+    """Block of a layer's name."""
+    return int(layer.removeprefix("h."))
+
+
+def layers_swept(science: TextScience, n_layers: int) -> list[int]:
+    """Blocks that are swept, ascending; those beyond the model's are left to the caller to refuse."""
+    chosen = science.model.layers
+    return list(range(n_layers)) if chosen == "all" else sorted(set(chosen))
+
+
+def layers_mined(swept: list[int]) -> list[int]:
+    """Blocks whose token statistics are needed: those swept and the one before each, ascending."""
+    return sorted({layer - d for layer in swept for d in (0, 1) if layer >= d})
+
+
+def passes(layers: list[str], bytes_of: Mapping[str, int], room_bytes: float) -> list[list[str]]:
+    """Layers in as few passes over the corpus as their statistics leave room for, at least one layer each."""
+    found: list[list[str]] = []
+    used = 0.0
+    for layer in layers:
+        if not found or used + bytes_of[layer] > room_bytes:
+            found.append([])
+            used = 0.0
+        found[-1].append(layer)
+        used += bytes_of[layer]
+    return found
+
+
+def shards(n_blocks: int, n_shards: int) -> list[range]:
+    """Blocks 0 … n−1 in contiguous ranges whose lengths differ by at most one."""
+    n_shards = max(1, min(n_shards, n_blocks))
+    ends = [round(i * n_blocks / n_shards) for i in range(n_shards + 1)]
+    return [range(a, b) for a, b in zip(ends, ends[1:], strict=False)]
