@@ -22,8 +22,9 @@ from rich.table import Table
 
 from polyray import files, printed
 from polyray.bars import Bars, duration
-from polyray.config import Config, load_config
+from polyray.config import AnyConfig, Config, load_config
 from polyray.errors import ConfigError, DataError, ModelError, PolyrayError, StageError, StoreError
+from polyray.text_config import TextConfig
 
 app = typer.Typer(
     add_completion=False,
@@ -89,10 +90,12 @@ def _guarded(call: Callable[[], int], as_json: bool) -> NoReturn:
     raise typer.Exit(code)
 
 
-def _config(path: Path, overrides: list[str] | None, address: str | None) -> Config:
+def _config(path: Path, overrides: list[str] | None, address: str | None) -> AnyConfig:
     config = load_config(path, overrides)
     address = address or config.execution.address or os.environ.get("RAY_ADDRESS") or None
-    return config.model_copy(update={"execution": config.execution.model_copy(update={"address": address})})
+    # mypy cannot tell that a copy of either kind is of that kind.
+    moved: AnyConfig = config.model_copy(update={"execution": config.execution.model_copy(update={"address": address})})
+    return moved
 
 
 @app.command()
@@ -107,21 +110,21 @@ def run(
     _guarded(lambda: _run(_config(config, overrides, address), out, as_json), as_json)
 
 
-def _run(config: Config, out: str, as_json: bool) -> int:
+def _run(config: AnyConfig, out: str, as_json: bool) -> int:
     # Imported here: the commands that only read a dataset start without Ray and torch.
-    from polyray.cluster import service
+    from polyray.cluster import service, text_resolve
     from polyray.cluster.resolve import resolve
     from polyray.dataset import open as open_dataset
-    from polyray.report import figure, planted, summary, swaps
 
     console = _console(as_json)
     started_s = time.monotonic()
+    folder = str(files.local_folder(out))
+    resolved: Any
     with _aside(as_json):
-        resolved = resolve(config, str(files.local_folder(out)))
+        resolved = text_resolve.resolve(config, folder) if isinstance(config, TextConfig) else resolve(config, folder)
     sweep = resolved.sweep
     console.print(
-        f"[bold]polyray[/] {sweep.n_neurons:,} neurons in {len(sweep.layers)} layers, {sweep.n_images:,} images, "
-        f"into {escape(out)}"
+        f"[bold]polyray[/] {sweep.n_neurons:,} neurons in {sweep.n_layers} layers, {sweep.n_items}, into {escape(out)}"
     )
     for note in resolved.notes:
         console.print(f"[bold yellow]note[/] {escape(note)}")
@@ -134,31 +137,56 @@ def _run(config: Config, out: str, as_json: bool) -> int:
         except StageError as e:
             _leave(e, INCOMPLETE, as_json)
     dataset = open_dataset(out)
-    records = summary.layer_table(dataset)
-    pictures = [figure.draw(dataset, Path(out) / "summary.png")]
-    truth = planted.records(dataset) if config.science.plant else []
-    if truth:
-        pictures.append(planted.draw(dataset, Path(out) / "planted.png"))
-    swapped = swaps.records(dataset) if config.science.swap else []
-    if swapped:
-        pictures.append(swaps.draw(dataset, Path(out) / "swaps.png"))
+    told = _told_of_text(dataset) if isinstance(config, TextConfig) else _told_of_images(dataset, config)
     seconds = time.monotonic() - started_s
     if as_json:
         figures = {"run_id": outcome.run_id, "out": out, "seconds": seconds, "stage_seconds": outcome.seconds}
-        figures |= {"pictures": [str(p) for p in pictures], "notes": resolved.notes}
-        print(json.dumps(figures | {"layers": records, "planted": truth, "swaps": swapped}))
+        figures |= {"pictures": [str(p) for p in told.pictures], "notes": resolved.notes}
+        print(json.dumps(figures | told.figures))
     else:
-        printed.print_summary(console, records, config)
-        if truth:
-            printed.print_planted(console, truth)
-        if swapped:
-            printed.print_swaps(console, swapped)
+        for table in told.tables:
+            console.print(table)
         if n_failures := dataset["failures"].count_rows():
-            console.print(f"[bold yellow]note[/] {n_failures} images, patches or neurons failed; see table failures")
+            console.print(f"[bold yellow]note[/] {n_failures} items failed; see table failures")
         console.print(f"done in {duration(seconds)}; run_id {outcome.run_id}")
-        shown = ", ".join(escape(str(p)) for p in pictures)
+        shown = ", ".join(escape(str(p)) for p in told.pictures)
         console.print(f"at a glance: {shown}; the tables: polyray.open({escape(repr(out))})")
     return OK
+
+
+class _Told(NamedTuple):
+    """What is said of a finished sweep."""
+
+    figures: dict[str, Any]
+    """For machines."""
+    tables: list[Any]
+    """For people."""
+    pictures: list[Path]
+
+
+def _told_of_images(dataset: Any, config: Config) -> _Told:
+    from polyray.report import figure, planted, summary, swaps
+
+    records = summary.layer_table(dataset)
+    tables = printed.summary_tables(records, config)
+    pictures = [figure.draw(dataset, dataset.path / "summary.png")]
+    truth = planted.records(dataset) if config.science.plant else []
+    if truth:
+        pictures.append(planted.draw(dataset, dataset.path / "planted.png"))
+        tables.append(printed.planted_table(truth))
+    swapped = swaps.records(dataset) if config.science.swap else []
+    if swapped:
+        pictures.append(swaps.draw(dataset, dataset.path / "swaps.png"))
+        tables.append(printed.swaps_table(swapped))
+    return _Told({"layers": records, "planted": truth, "swaps": swapped}, tables, pictures)
+
+
+def _told_of_text(dataset: Any) -> _Told:
+    from polyray.report import categorical
+
+    records = categorical.records(dataset)
+    pictures = [categorical.draw(dataset, dataset.path / "categorical.png")]
+    return _Told({"layers": records}, [printed.categorical_table(records)], pictures)
 
 
 @app.command()

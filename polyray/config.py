@@ -9,7 +9,7 @@ environment is never read here.
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError, model_validator
@@ -31,6 +31,7 @@ from polyray.settings import ImageTable as ImageTable
 from polyray.settings import OpenClip as OpenClip
 from polyray.settings import StandIn as StandIn
 from polyray.settings import TinyImageNet as TinyImageNet
+from polyray.text_config import TextConfig
 
 Scale = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -154,6 +155,8 @@ class CalibrateConfig(Section):
 class Science(Section):
     """Everything that decides a number."""
 
+    method: Literal["psi"] = "psi"
+    """`psi`: the null-calibrated Polysemanticity Index (arXiv 2508.16950); for language models see text_config.py."""
     subject: SubjectConfig
     probe: ProbeConfig
     encoder: EncoderConfig
@@ -225,7 +228,10 @@ class Config(Section):
         return self
 
 
-def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
+AnyConfig = Config | TextConfig
+
+
+def load_config(path: str | Path, overrides: list[str] | None = None) -> AnyConfig:
     """Reads a YAML config and applies `a.b=c` overrides (values parsed as YAML).
 
     Raises:
@@ -243,15 +249,30 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
         raise ConfigError(f"{str(path)!r} must hold the sections 'science' and 'execution', got {type(raw).__name__}.")
     for item in overrides or []:
         override(raw, item)
-    return parse_config(raw)
+    return parse_any(raw)
+
+
+def parse_any(raw: dict[str, Any]) -> AnyConfig:
+    """Validates a config of either method; raises `ConfigError` as `load_config` does."""
+    science = raw.get("science")
+    if isinstance(science, dict) and science.get("method") == "categorical":
+        return _validated(TextConfig, raw)
+    return _validated(Config, raw)
 
 
 def parse_config(raw: dict[str, Any]) -> Config:
-    """Validates a config given as nested dictionaries; raises `ConfigError` as `load_config` does."""
+    """Validates the config of a PSI sweep; raises `ConfigError` as `load_config` does."""
+    return _validated(Config, raw)
+
+
+_Root = TypeVar("_Root", bound=BaseModel)
+
+
+def _validated(root: type[_Root], raw: dict[str, Any]) -> _Root:
     try:
-        return Config.model_validate(raw)
+        return root.model_validate(raw)
     except ValidationError as e:
-        raise ConfigError("config refused:\n" + "\n".join(_explain(err) for err in e.errors())) from e
+        raise ConfigError("config refused:\n" + "\n".join(_explain(root, err) for err in e.errors())) from e
 
 
 def override(raw: dict[str, Any], item: str) -> None:
@@ -272,12 +293,12 @@ def override(raw: dict[str, Any], item: str) -> None:
         raise ConfigError(f"--set {item!r}: the value is not YAML: {e}") from e
 
 
-def _explain(err: Any) -> str:
+def _explain(root: type[BaseModel], err: Any) -> str:
     """One line for one pydantic error: dotted key, what is wrong, the nearest valid key."""
     loc = [str(part) for part in err["loc"]]
     where = ".".join(loc) or "config"
     if err["type"] == "extra_forbidden":
-        return f"  {where}: unknown key.{nearest(loc[-1], _known_keys(loc[:-1]))}"
+        return f"  {where}: unknown key.{nearest(loc[-1], _known_keys(root, loc[:-1]))}"
     if err["type"] == "union_tag_invalid":
         ctx = err["ctx"]
         known = [t.strip().strip("'") for t in ctx["expected_tags"].split(",")]
@@ -287,10 +308,10 @@ def _explain(err: Any) -> str:
     return f"  {where}: {err['msg']}{shown}."
 
 
-def _known_keys(loc: list[str]) -> list[str]:
+def _known_keys(root: type[BaseModel], loc: list[str]) -> list[str]:
     """Keys valid at a dotted place; a discriminator's tag in the place picks the union's member."""
     known: list[str] = []
-    pending: list[tuple[type[BaseModel], list[str]]] = [(Config, loc)]
+    pending: list[tuple[type[BaseModel], list[str]]] = [(root, loc)]
     while pending:
         model, rest = pending.pop()
         if not rest:
@@ -316,6 +337,8 @@ def _tags(model: type[BaseModel]) -> tuple[str, ...]:
 
 # What says where something lies, not what it is: its contents are digested instead.
 _LOCATORS: dict[str, Any] = {
+    "model": {"path"},
+    "corpus": {"path"},
     "subject": {"weights", "neurons"},
     "probe": {"path", "download"},
     "encoder": {"pretrained"},
@@ -323,7 +346,7 @@ _LOCATORS: dict[str, Any] = {
 }
 
 
-def identity(config: Config, contents: dict[str, str], schema_version: int) -> dict[str, Any]:
+def identity(config: AnyConfig, contents: dict[str, str], schema_version: int) -> dict[str, Any]:
     """What the run *is*, as flat `dotted key -> value`: the science half with contents in place of locations.
 
     Args:

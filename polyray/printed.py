@@ -19,7 +19,7 @@ _CAPTION = (
 )
 
 
-def print_summary(console: Console, records: list[dict[str, Any]], config: Config) -> None:
+def summary_tables(records: list[dict[str, Any]], config: Config) -> list[Any]:
     """The census: a line a layer."""
     from polyray.report import summary
 
@@ -29,12 +29,11 @@ def print_summary(console: Console, records: list[dict[str, Any]], config: Confi
     table.columns[2].justify = "left"
     for record in records:
         table.add_row(*(escape(c) for c in summary.cells(record)), end_section=record["layer"] == records[-2]["layer"])
-    console.print(table)
-    alpha = config.science.calibrate.alpha
-    console.print(f"α = {alpha}, K = {config.science.mine.K}, B = {config.science.calibrate.B}")
+    science = config.science
+    return [table, f"α = {science.calibrate.alpha}, K = {science.mine.K}, B = {science.calibrate.B}"]
 
 
-def print_planted(console: Console, records: list[dict[str, Any]]) -> None:
+def planted_table(records: list[dict[str, Any]]) -> Table:
     """What became of planted neurons."""
     from polyray.report import planted
 
@@ -47,10 +46,10 @@ def print_planted(console: Console, records: list[dict[str, Any]]) -> None:
     for i, record in enumerate(records):
         last = i + 1 == len(records) or records[i + 1]["layer"] != record["layer"]
         table.add_row(*(escape(c) for c in planted.cells(record)), end_section=last)
-    console.print(table)
+    return table
 
 
-def print_swaps(console: Console, records: list[dict[str, Any]]) -> None:
+def swaps_table(records: list[dict[str, Any]]) -> Table:
     """What patch swaps came to: layers, the sweep, its splits."""
     from polyray.report import swaps
 
@@ -62,7 +61,7 @@ def print_swaps(console: Console, records: list[dict[str, Any]]) -> None:
     for record, following in zip(records, [*records[1:], None], strict=True):
         last = following is None or swaps.section(record) != swaps.section(following)
         table.add_row(*(escape(c) for c in swaps.cells(record)), end_section=last)
-    console.print(table)
+    return table
 
 
 def print_plan(console: Console, e: Any) -> None:

@@ -11,6 +11,7 @@ from polyray.studies import STUDIES
 from polyray.studies import SWAP_CONDITIONS as SWAP_CONDITIONS
 from polyray.studies import SWAP_SHOWN as SWAP_SHOWN
 from polyray.table import Table, f32, f64, half_vector, i32, i64, text
+from polyray.text_tables import TEXT_TABLES
 
 VERSION = 3
 
@@ -348,6 +349,7 @@ TABLES: dict[str, Table] = {
             by_layer=False,
         ),
         *STUDIES,
+        *TEXT_TABLES,
         Table(
             "failures",
             "Everything that cost itself a row.",

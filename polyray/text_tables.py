@@ -41,7 +41,11 @@ TEXT_TABLES: tuple[Table, ...] = (
     Table(
         "token_counts",
         "How often each token occurs in a range of documents.",
-        (("first_document", i32, "first document of the range"), ("token", i32, "token id"), ("count", i64, "how often")),
+        (
+            ("first_document", i32, "first document of the range"),
+            ("token", i32, "token id"),
+            ("count", i64, "how often"),
+        ),
         ("first_document", "token"),
         by_layer=False,
     ),
@@ -74,5 +78,47 @@ TEXT_TABLES: tuple[Table, ...] = (
         "Neurons with an activation that is not finite, or too large to be added up.",
         (("neuron", i32, "index of the neuron in its layer"),),
         ("neuron",),
+    ),
+    Table(
+        "core_tokens",
+        "The tokens of highest mean activation: one row per neuron of every layer that is mined.",
+        (
+            ("neuron", i32, "index of the neuron in its layer"),
+            *_STATUS,
+            ("tokens", pa.list_(i32), "token ids, highest mean first; fewer than core.n_core where there are no more"),
+            ("means", pa.list_(f64), "their mean activations, descending"),
+            (
+                "n_tied_at_cut",
+                i32,
+                "tokens left out whose mean equals that of the last one kept; null where it failed",
+            ),
+        ),
+        ("neuron",),
+    ),
+    Table(
+        "connections",
+        "The neurons of the layer before with the largest weights: one row per neuron and precursor.",
+        (
+            ("neuron", i32, "index of the neuron in its layer"),
+            ("rank", i32, "0 is the largest weight"),
+            ("precursor", i32, "index of the neuron in the layer before"),
+            ("weight", f64, "W_out of the precursor · gain of the norms between · W_in of the neuron; above 0"),
+            ("gate_weight", f64, "the same by way of the neuron's gate; null where the MLP has none"),
+        ),
+        ("neuron", "rank"),
+    ),
+    Table(
+        "taken_clusters",
+        "Core-tokens that a neuron shares with a precursor: one row per neuron and precursor.",
+        (
+            ("neuron", i32, "index of the neuron in its layer"),
+            ("rank", i32, "rank of the precursor"),
+            ("precursor", i32, "index of the precursor in the layer before"),
+            ("size", i32, "tokens shared"),
+            ("p", f64, "hypergeometric p: two random sets of core-tokens share as many or more"),
+            ("counted", pa.bool_(), "size reaches overlap.min_tokens"),
+            ("tokens", pa.list_(i32), "the tokens shared, in the order of the neuron's core-tokens"),
+        ),
+        ("neuron", "rank"),
     ),
 )

@@ -18,7 +18,7 @@ import polyray
 from polyray import columns
 from polyray.dataset import Dataset
 from polyray.errors import StoreError
-from polyray.printed import print_swaps
+from polyray.printed import swaps_table
 from polyray.psi.effects import effects
 from polyray.records import Receipt
 from polyray.report import gallery, swaps
@@ -181,7 +181,7 @@ def test_cells_say_what_the_records_hold(dataset: Dataset) -> None:
 
 def test_the_table_shows_whole_words_on_160_columns(dataset: Dataset) -> None:
     stream = io.StringIO()
-    print_swaps(Console(file=stream, width=160, highlight=False), swaps.records(dataset))
+    Console(file=stream, width=160, highlight=False).print(swaps_table(swaps.records(dataset)))
     shown = stream.getvalue()
     assert max(map(len, shown.splitlines())) <= 160
     assert "…" not in shown

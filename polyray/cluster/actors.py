@@ -8,20 +8,31 @@ from collections.abc import Sequence
 
 import ray
 
-from polyray.cluster.plan import Actor, Sweep, Work
+from polyray.cluster.plan import Sweep, Work
 from polyray.cluster.scoring import WORKERS
-from polyray.cluster.work import Failed, Worker
+from polyray.cluster.text_plan import TextSweep
+from polyray.cluster.text_work import TextWorker
+from polyray.cluster.units import Failed, UnitWorker
 from polyray.config import PoolConfig
 from polyray.records import Receipt
 
 _GIB = 1024**3
 
 
+AnySweep = Sweep | TextSweep
+
+
+def _worker(kind: str, sweep: AnySweep) -> UnitWorker:
+    if isinstance(sweep, TextSweep):
+        return TextWorker(sweep)
+    return WORKERS[kind](sweep)
+
+
 class WorkerActor:
     """One worker in a process of its own."""
 
-    def __init__(self, kind: Actor, sweep: Sweep) -> None:
-        self._worker: Worker = WORKERS[kind](sweep)
+    def __init__(self, kind: str, sweep: AnySweep) -> None:
+        self._worker: UnitWorker = _worker(kind, sweep)
 
     def ready(self) -> bool:
         """Answers once the model is loaded and checked."""
@@ -32,7 +43,7 @@ class WorkerActor:
         return self._worker.run(units)
 
 
-def start(kind: Actor, sweep_ref: ray.ObjectRef, pool: PoolConfig, env: dict[str, str]) -> ray.actor.ActorHandle:
+def start(kind: str, sweep_ref: ray.ObjectRef, pool: PoolConfig, env: dict[str, str]) -> ray.actor.ActorHandle:
     """Asks Ray for an actor; it never restarts by itself, since the dispatcher decides what a death means."""
     options = {
         "num_cpus": pool.num_cpus,

@@ -59,7 +59,6 @@ def mine(
     sweep: TextSweep,
     store: Store,
     remaining: Sequence[Work],
-    n_units: int,
     n_fit: int,
     on_progress: OnProgress,
     on_message: OnMessage,
@@ -70,9 +69,8 @@ def mine(
         sweep: what the driver resolved.
         store: where results go.
         remaining: units of layers that are not committed yet.
-        n_units: units of the stage in all.
         n_fit: shards that the cluster holds.
-        on_progress: called with the stage and how far it is.
+        on_progress: called with the stage and how far it is, in batches of all passes.
         on_message: called with a line worth a person's attention.
 
     Raises:
@@ -84,15 +82,14 @@ def mine(
     layers = [w.of_layer for w in remaining]
     bytes_of = {layer: 8 * n_tokens * sweep.shape.n_neurons[layer] for layer in layers}
     n_shards = min(execution.shard.max or n_fit, n_fit)
-    done = n_units - len(remaining)
-    for chosen in passes(layers, bytes_of, n_shards * execution.stats_gb * 1024**3):
-        _Pass(sweep, store, chosen, total, n_shards, on_message).run(
-            lambda b, rate, left, done=done: on_progress(
-                STAGE, Progress(done, 0, 0, n_units, rate, left, f"batch {b} of {total}")
-            )
-        )
-        done += len(chosen)
-    on_progress(STAGE, Progress(n_units, 0, 0, n_units, 0.0, 0.0))
+    planned = passes(layers, bytes_of, n_shards * execution.stats_gb * 1024**3)
+    for i, chosen in enumerate(planned):
+
+        def told(n_done: int, rate: float, before: int = i * total) -> None:
+            n_left = len(planned) * total - before - n_done
+            on_progress(STAGE, Progress(before + n_done, 0, 0, len(planned) * total, rate, n_left / rate))
+
+        _Pass(sweep, store, chosen, total, n_shards, on_message).run(told)
 
 
 class _Pass:
@@ -114,7 +111,7 @@ class _Pass:
         self._name = f"{layer_index(layers[0])}-{layer_index(layers[-1])}x{len(layers)}"
         self._on_message = on_message
 
-    def run(self, told: Callable[[int, float, float | None], None]) -> None:
+    def run(self, told: Callable[[int, float], None]) -> None:
         """To the end, from the last checkpoint of a pass of the same layers where there is one."""
         losses = 0
         while True:
@@ -138,24 +135,21 @@ class _Pass:
                 for actor in actors:
                     ray.kill(actor)
 
-    def _flow(self, actors: list[ray.actor.ActorHandle], start: int, told: Callable[..., None]) -> None:
-        waiting: deque[tuple[int, ray.ObjectRef]] = deque()
+    def _flow(self, actors: list[ray.actor.ActorHandle], start: int, told: Callable[[int, float], None]) -> None:
+        waiting: deque[ray.ObjectRef] = deque()
         every_s = self._sweep.config.execution.checkpoint_s
         began_s = saved_s = time.monotonic()
         for batch in range(start, self._total):
             hidden: object = None
             for actor in actors:
                 hidden = actor.step.remote(batch, hidden)
-            waiting.append((batch, hidden))  # type: ignore[arg-type]
-            if len(waiting) > 2 * len(actors):
-                finished, ref = waiting.popleft()
-                ray.wait([ref], fetch_local=False)
-                ray.get(actors[-1].ready.remote()) if finished == start else None
-                rate = (finished + 1 - start) / (time.monotonic() - began_s)
-                told(finished + 1, rate, (self._total - finished - 1) / rate)
+            waiting.append(hidden)
+            while len(waiting) > (2 * len(actors) if batch + 1 < self._total else 0):
+                ray.get(waiting.popleft())  # None, which the last shard returns, or what befell it
+                n_done = batch + 1 - len(waiting)
+                told(n_done, (n_done - start) / (time.monotonic() - began_s))
             if time.monotonic() - saved_s > every_s and batch + 1 < self._total:
                 self._save(actors, batch + 1)
-                waiting.clear()
                 saved_s = time.monotonic()
         began_s = time.monotonic()
         keys = {layer: Work(STAGE, layer).key for layer in self._layers}

@@ -7,7 +7,7 @@ run. A unit is a pure function of the run and its key.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 from urllib.parse import quote
 
 import numpy as np
@@ -124,10 +124,23 @@ class Sweep:
     steps: Mapping[str, Actor]
     """What is done, in order, and by which kind of actor: all stages, or of a variant those that it does again."""
 
+    accounts: ClassVar[str] = "neurons"
+    """The table in which every neuron that is swept has one row."""
+
     @property
     def science(self) -> Science:
         """The science half of the config."""
         return self.config.science
+
+    @property
+    def n_layers(self) -> int:
+        """Layers that are swept."""
+        return len(self.layers)
+
+    @property
+    def n_items(self) -> str:
+        """What is shown to the subject, as people say it."""
+        return f"{self.n_images:,} images"
 
     @property
     def n_neurons(self) -> int:

@@ -5,18 +5,23 @@ Place in the flow: `polyray status` and `polyray verify`; needs OUT, no cluster,
 
 from typing import Any
 
-from polyray.cluster.plan import Shape, stages, works
+from polyray.cluster.plan import Shape, Work, stages, works
+from polyray.cluster.text_plan import TextShape, text_stages, text_works
 from polyray.config import Config
 from polyray.errors import StoreError
 from polyray.overlay import Overlay, opened
 from polyray.store import Store
+from polyray.text_config import TextConfig
 
 
-def _shape(store: Store) -> Shape:
+def _shape(store: Store) -> Shape | TextShape:
     run = store.run
     try:
-        config = Config.model_validate(run["config"])
         provenance = run["provenance"]
+        if run["config"]["science"].get("method") == "categorical":
+            science = TextConfig.model_validate(run["config"]).science
+            return TextShape(science, provenance["n_documents"], provenance["layers"], tuple(provenance["swept"]))
+        config = Config.model_validate(run["config"])
         return Shape(config.science, provenance["n_images"], provenance["layers"])
     except (KeyError, ValueError) as e:
         raise StoreError(
@@ -24,8 +29,14 @@ def _shape(store: Store) -> Shape:
         ) from e
 
 
-def _steps(store: Store, shape: Shape) -> tuple[str, ...]:
+def _works(stage: str, shape: Shape | TextShape, store: Store) -> list[Work]:
+    return text_works(stage, shape) if isinstance(shape, TextShape) else works(stage, shape, store)
+
+
+def _steps(store: Store, shape: Shape | TextShape) -> tuple[str, ...]:
     """What the dataset consists of: all stages, or of a variant those that it does again."""
+    if isinstance(shape, TextShape):
+        return tuple(text_stages(shape.science))
     return store.steps if isinstance(store, Overlay) else tuple(stages(shape.science))
 
 
@@ -42,7 +53,7 @@ def progress(out: str) -> dict[str, Any]:
     known = True
     for stage in _steps(store, shape):
         done = store.committed(stage.partition("/")[0])
-        n_units = len(works(stage, shape, store)) if known else None
+        n_units = len(_works(stage, shape, store)) if known else None
         known = known and n_units == len(done)
         listed.append(
             {"stage": stage, "n_done": len(done), "n_units": n_units, "seconds": sum(r.seconds for r in done.values())}
@@ -65,7 +76,7 @@ def expected_units(out: str) -> list[str]:
     expected: list[str] = []
     for stage in _steps(store, shape):
         try:
-            units = {w.key for w in works(stage, shape, store)}
+            units = {w.key for w in _works(stage, shape, store)}
         except StoreError:
             break  # the audit names the part
         expected += sorted(units)

@@ -105,7 +105,7 @@ def resolve(config: Config, out: str) -> Resolved:
         "polyray": __version__,
         "python": platform.python_version(),
         "device_class": science.numerics.device,
-        **{name: _version(name) for name in _PACKAGES},
+        **package_versions(),
         "subject": {"name": subject_name, "weights_digest": subject_digest, "trained": trained},
         "encoder": {"kind": science.encoder.kind, "weights_digest": encoder_digest, "trained": encoder_trained},
         "probe": probe.describe(),
@@ -212,6 +212,11 @@ def neurons_digest(neurons: Mapping[str, Any]) -> str:
     """Says which neurons are swept; enters the run_id."""
     text = ";".join(f"{name}:{','.join(map(str, chosen.tolist()))}" for name, chosen in sorted(neurons.items()))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def package_versions() -> dict[str, str | None]:
+    """Versions of the packages that numbers may depend on."""
+    return {name: _version(name) for name in _PACKAGES}
 
 
 def _version(package: str) -> str | None:

@@ -19,17 +19,20 @@ import ray
 import ray.exceptions as rx
 import torch
 
-from polyray.cluster import actors
+from polyray.cluster import actors, chain
 from polyray.cluster.dispatch import Cause, Dispatcher, Policy, Progress, Unit
-from polyray.cluster.plan import Actor, Sweep, Work, works
+from polyray.cluster.plan import Work
 from polyray.cluster.resolve import Resolved
+from polyray.cluster.text_plan import TextSweep
+from polyray.cluster.text_resolve import TextResolved
+from polyray.cluster.units import Failed
 from polyray.cluster.vary import Asked, record
-from polyray.cluster.work import Failed
 from polyray.config import Execution, PoolConfig
 from polyray.errors import ConfigError, StageError, StoreError
 from polyray.overlay import opened
 from polyray.records import Receipt
 from polyray.store import Store
+from polyray.text_config import TextExecution
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +44,7 @@ PENDING_S = 60.0
 _TOKEN = secrets.token_hex(32)
 """One a process, since Ray reads it only once."""
 
+AnySweep = actors.AnySweep
 OnProgress = Callable[[str, Progress], None]
 OnMessage = Callable[[str], None]
 
@@ -55,7 +59,7 @@ class Outcome:
 
 
 @contextmanager
-def cluster(execution: Execution) -> Iterator[None]:
+def cluster(execution: Execution | TextExecution) -> Iterator[None]:
     """A Ray cluster: the one at the address, or a local one for as long as the run lasts.
 
     A local one asks for a token that only this process and its workers know. (A bare `ray.init()` would write one
@@ -94,11 +98,11 @@ def capacity(pool: PoolConfig, nodes: list[dict[str, float]]) -> int:
     )
 
 
-def lacks(execution: Execution, nodes: list[dict[str, float]]) -> list[str]:
+def lacks(execution: Execution | TextExecution, nodes: list[dict[str, float]]) -> list[str]:
     """What the cluster can never satisfy, with the numbers; empty where every pool's minimum fits."""
     problems = []
-    for kind in ("subject", "encoder", "scoring"):
-        pool: PoolConfig = getattr(execution, kind)
+    pools = {name: value for name, value in execution if isinstance(value, PoolConfig)}
+    for kind, pool in pools.items():
         fits = capacity(pool, nodes)
         if fits < pool.min:
             has = "; ".join(
@@ -126,7 +130,7 @@ def this_machine() -> dict[str, float]:
     return {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count()), "memory": 0.7 * memory}
 
 
-def run(resolved: Resolved, on_progress: OnProgress, on_message: OnMessage) -> Outcome:
+def run(resolved: Resolved | TextResolved, on_progress: OnProgress, on_message: OnMessage) -> Outcome:
     """Runs a sweep on the current Ray cluster, resuming what its OUT already holds.
 
     Args:
@@ -153,13 +157,19 @@ def run(resolved: Resolved, on_progress: OnProgress, on_message: OnMessage) -> O
     stages = list(sweep.steps.items())
     try:
         for i, (stage, kind) in enumerate(stages):
-            units = works(stage, sweep.shape, store)
+            units = sweep.works(stage, store)
             done = store.committed(stage.partition("/")[0])
             remaining = [w for w in units if w.key not in done]
             if remaining:
                 started_s = time.monotonic()
                 later = stages[i + 1][1] if i + 1 < len(stages) else None
-                failed = _stage(stage, kind, later, remaining, len(units), sweep, store, crew, on_progress)
+                failed: dict[str, str] = {}
+                if isinstance(sweep, TextSweep) and kind == "shard":
+                    crew.dismiss()
+                    n_fit = capacity(sweep.config.execution.shard, nodes())
+                    chain.mine(sweep, store, remaining, n_fit, on_progress, on_message)
+                else:
+                    failed = _stage(stage, kind, later, remaining, len(units), sweep, store, crew, on_progress)
                 outcome.seconds[stage] = time.monotonic() - started_s
                 if failed:
                     _refuse_to_go_on(stage, failed, store)
@@ -197,9 +207,9 @@ def _refuse_to_go_on(stage: str, failed: dict[str, str], store: Store) -> None:
     )
 
 
-def check_counts(store: Store, sweep: Sweep) -> None:
+def check_counts(store: Store, sweep: AnySweep) -> None:
     """The first promise: every neuron is ok, excluded or failed, and has exactly one row."""
-    rows = store.read("neurons", columns=["layer", "neuron", "status"])
+    rows = store.read(sweep.accounts, columns=["layer", "neuron", "status"])
     counts = {s: pa.compute.sum(pa.compute.equal(rows["status"], s)).as_py() or 0 for s in ("ok", "excluded", "failed")}
     distinct = rows.group_by(["layer", "neuron"]).aggregate([]).num_rows
     if not sum(counts.values()) == distinct == len(rows) == sweep.n_neurons:
@@ -212,11 +222,11 @@ def check_counts(store: Store, sweep: Sweep) -> None:
 
 def _stage(
     stage: str,
-    kind: Actor,
-    later: Actor | None,
+    kind: str,
+    later: str | None,
     remaining: list[Work],
     n_units: int,
-    sweep: Sweep,
+    sweep: AnySweep,
     store: Store,
     crew: "_Crew",
     on_progress: OnProgress,
@@ -269,11 +279,11 @@ def _stage(
 class _Crew:
     """The actors that exist: started, pending, busy. One kind at a time, so that one pool has the whole cluster."""
 
-    def __init__(self, sweep: Sweep, on_message: OnMessage) -> None:
+    def __init__(self, sweep: AnySweep, on_message: OnMessage) -> None:
         self._sweep = sweep
         self._sweep_ref = ray.put(sweep)
         self._on_message = on_message
-        self._kind: Actor | None = None
+        self._kind: str | None = None
         self._pool = PoolConfig()
         self._handles: dict[str, ray.actor.ActorHandle] = {}
         self._starting: dict[ray.ObjectRef, tuple[str, float]] = {}
@@ -281,7 +291,7 @@ class _Crew:
         self._n_started = 0
         self._warned = False
 
-    def man(self, kind: Actor, pool: PoolConfig, dispatcher: Dispatcher) -> None:
+    def man(self, kind: str, pool: PoolConfig, dispatcher: Dispatcher) -> None:
         """Turns to a stage: actors of the same kind stay, others go."""
         if kind != self._kind:
             self.dismiss()

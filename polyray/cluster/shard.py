@@ -17,7 +17,7 @@ from polyray import columns
 from polyray.categorical.count import Kept
 from polyray.categorical.mine import TokenStatistics
 from polyray.cluster.text_plan import TextSweep, layer_index
-from polyray.cluster.text_rows import batch_of, contexts_of, kept_of
+from polyray.cluster.text_rows import batch_of, context_length, contexts_of, kept_of
 from polyray.errors import ModelError
 from polyray.models.language import LanguageModel, Shard
 from polyray.records import PartInfo
@@ -50,7 +50,7 @@ class ShardWorker:
         self._last = max(layer_index(layer) for layer in layers)
         self._micro_batch = science.model.micro_batch
         self._kept: Kept = kept_of(self._store, model.info.vocab)
-        self._contexts = contexts_of(self._store, science)
+        self._contexts = contexts_of(self._store, context_length(science, model))
         self._statistics = TokenStatistics(
             self._kept, list(self._layers), model.info.n_neurons, science.numerics.device
         )

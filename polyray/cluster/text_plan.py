@@ -3,9 +3,10 @@
 Place in the flow: as `plan.py`, for `science.method: categorical`; knows no Ray.
 """
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from polyray.cluster.plan import Work, ranges
 from polyray.store import Store
@@ -58,6 +59,19 @@ class TextSweep:
     def science(self) -> TextScience:
         """The science half of the config."""
         return self.config.science
+
+    accounts: ClassVar[str] = "proximity"
+    """The table in which every neuron that is swept has one row."""
+
+    @property
+    def n_layers(self) -> int:
+        """Layers that are swept."""
+        return len(self.shape.swept)
+
+    @property
+    def n_items(self) -> str:
+        """What is shown to the model, as people say it."""
+        return f"{self.shape.n_documents:,} documents"
 
     @property
     def n_neurons(self) -> int:
@@ -121,4 +135,4 @@ def shards(n_blocks: int, n_shards: int) -> list[range]:
     """Blocks 0 … n−1 in contiguous ranges whose lengths differ by at most one."""
     n_shards = max(1, min(n_shards, n_blocks))
     ends = [round(i * n_blocks / n_shards) for i in range(n_shards + 1)]
-    return [range(a, b) for a, b in zip(ends, ends[1:], strict=False)]
+    return [range(a, b) for a, b in itertools.pairwise(ends)]

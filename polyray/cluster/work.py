@@ -7,10 +7,6 @@ calls: what it keeps (open files, the current layer's vectors) is a copy of comm
 """
 
 import platform
-import time
-import traceback
-from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -21,42 +17,29 @@ from numpy.typing import NDArray
 
 from polyray import columns
 from polyray.cluster.plan import CLUSTER_NEURONS, Sweep, Work, works
-from polyray.errors import ModelError, StoreError
+from polyray.cluster.units import UnitWorker
+from polyray.errors import ModelError
 from polyray.models.encoders import load_encoder
 from polyray.models.vision import load_subject
 from polyray.models.vocabulary import load_prompts, prompts_digest
-from polyray.overlay import base_of, opened
+from polyray.overlay import base_of
 from polyray.probes.images import open_probe
 from polyray.psi import effects, embed, extract, hosts, mine, plant, swap
-from polyray.records import PartInfo, Receipt
+from polyray.records import PartInfo
 from polyray.store import Store
 
 
-@dataclass(frozen=True)
-class Failed:
-    """A unit that raised."""
-
-    unit_key: str
-    reason: str
-    where: str
-    """The last frames of its traceback."""
-    fatal: bool
-    """The dataset itself cannot be read or written: no other unit would fare better."""
-
-
-class Worker:
-    """Does units of work for one sweep; subclasses hold a model.
+class Worker(UnitWorker):
+    """Does units of a PSI sweep; subclasses hold a model.
 
     Args:
         sweep: what the driver resolved.
     """
 
     def __init__(self, sweep: Sweep) -> None:
-        torch.set_num_threads(sweep.science.numerics.threads)
-        torch.use_deterministic_algorithms(sweep.science.numerics.device == "cuda", warn_only=True)
+        super().__init__(sweep.out, sweep.science.numerics)
         self.sweep = sweep
         self.science = sweep.science
-        self.store = opened(sweep.out)
         self.infos = {info.name: info for info in sweep.layers}
         self._require("torch", torch.__version__)
 
@@ -67,24 +50,6 @@ class Worker:
                 f"node {platform.node()!r} has another {what} than the driver: {found}, not "
                 f"{self.sweep.contents[what]}. Results of both would be mixed; install the same on every node."
             )
-
-    def run(self, units: Sequence[Work]) -> list[Receipt | Failed]:
-        """Does units one after the other; a unit that raises is reported and costs only itself."""
-        results: list[Receipt | Failed] = []
-        for work in units:
-            started_s = time.monotonic()
-            try:
-                parts = self.parts(work)
-                seconds = time.monotonic() - started_s
-                results.append(Receipt(work.key, parts, seconds, platform.node(), work.stage))
-            except Exception as e:  # whatever a unit does costs that unit a row, never the sweep
-                where = traceback.format_exc(limit=-4)
-                results.append(Failed(work.key, f"{type(e).__name__}: {e}", where, isinstance(e, StoreError)))
-        return results
-
-    def parts(self, work: Work) -> list[PartInfo]:
-        """Writes a unit's rows and says which parts they are."""
-        raise NotImplementedError
 
     @cached_property
     def probe(self) -> mine.ProbeSet:
@@ -103,20 +68,6 @@ class Worker:
             return self.all_images
         # A variant's seed is of its scores: the halves stay those of the sweep that mined them.
         return plant.mined_half(self.all_images, int(base_of(self.store).run["config"]["science"]["seed"]))
-
-    def write(
-        self, work: Work, rows: dict[str, pa.Table | dict[str, pa.Table]], failed: Sequence[mine.Failure] = ()
-    ) -> list[PartInfo]:
-        """Writes tables (by name, or by name and layer) and the failures beside them; empty ones are left out."""
-        parts = []
-        for name, value in rows.items():
-            by_layer = value.items() if isinstance(value, dict) else [(work.layer, value)]
-            parts += [self.store.write_part(name, work.key, t, layer) for layer, t in by_layer if len(t)]
-        if failed:
-            parts.append(
-                self.store.write_part("failures", work.key, columns.failures(work.stage, work.key, failed), None)
-            )
-        return parts
 
 
 class SubjectWorker(Worker):

@@ -1,0 +1,88 @@
+"""Resolve: from the config of a categorical sweep to a sweep, before anything is written.
+
+Which question it answers: *does everything that the config names exist, and what does it hold?* Place in the flow: as
+`resolve.py`.
+"""
+
+import platform
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from polyray import __version__
+from polyray.cluster.resolve import package_versions
+from polyray.cluster.text_plan import TextShape, TextSweep, layers_mined, layers_swept, text_stages
+from polyray.config import identity
+from polyray.errors import ConfigError, DataError
+from polyray.models.language import LanguageModel, layer_name
+from polyray.probes.text import open_corpus
+from polyray.probes.tokens import Tokenizer
+from polyray.schema import VERSION
+from polyray.text_config import TextConfig
+
+
+@dataclass(frozen=True)
+class TextResolved:
+    """A sweep that can start, and what its run.json says."""
+
+    sweep: TextSweep
+    identity: dict[str, Any]
+    provenance: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+    """What a reader of the numbers must know."""
+
+
+def resolve(config: TextConfig, out: str) -> TextResolved:
+    """Opens and checks everything once.
+
+    Raises:
+        ConfigError, DataError, ModelError: something does not exist or does not fit; nothing has been written.
+    """
+    science = config.science
+    if science.numerics.device == "cuda" and not torch.cuda.is_available() and config.execution.address is None:
+        raise ConfigError(
+            "science.numerics.device is 'cuda', but torch sees no GPU here; say 'cpu', or give an address."
+        )
+    model = LanguageModel(science.model.path)
+    info = model.info
+    swept = layers_swept(science, info.n_layers)
+    if not swept or swept[-1] >= info.n_layers:
+        raise ConfigError(
+            f"science.model.layers: {science.model.path!r} has layers 0 to {info.n_layers - 1}, got {swept[-1:]}."
+        )
+    if science.model.context is not None and science.model.context > info.context:
+        raise ConfigError(
+            f"science.model.context {science.model.context} is more than the model's {info.context} tokens."
+        )
+    tokenizer = Tokenizer(model.folder)
+    corpus = open_corpus(science.corpus.path, science.corpus.text_column, science.corpus.label_column)
+    n_documents = min(len(corpus), science.corpus.limit or len(corpus))
+    if n_documents == 0:
+        raise DataError(f"corpus {science.corpus.path!r} has no documents.")
+    mined = layers_mined(swept)
+    shape = TextShape(
+        science,
+        n_documents,
+        {layer_name(layer): info.n_neurons for layer in mined},
+        tuple(layer_name(layer) for layer in swept),
+    )
+    contents = {"model": model.checkpoint.digest(), "tokenizer": tokenizer.digest(), "corpus": corpus.digest()}
+    notes = []
+    if 0 in swept:
+        notes.append("neurons of layer 0 have no layer before them: they are excluded")
+    provenance = {
+        "polyray": __version__,
+        "python": platform.python_version(),
+        "device_class": science.numerics.device,
+        **package_versions(),
+        "model": {"name": science.model.path, "family": info.family, "weights_digest": contents["model"]},
+        "corpus": corpus.describe(),
+        "n_documents": n_documents,
+        "layers": dict(shape.n_neurons),
+        "swept": list(shape.swept),
+        "notes": notes,
+    }
+    known = contents | {"torch": torch.__version__}
+    sweep = TextSweep(config, out, shape, known, text_stages(science))
+    return TextResolved(sweep, identity(config, contents, VERSION), provenance, notes)

@@ -1,0 +1,188 @@
+"""Work of a categorical sweep that needs no forward pass: tokenise, count, core, connect, overlap.
+
+Which question it answers: *which rows does a unit read, and which does it write?* Place in the flow: as `work.py`.
+"""
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from polyray import columns
+from polyray.categorical import connect, count, mine, overlap
+from polyray.categorical.count import Kept
+from polyray.cluster.plan import Work
+from polyray.cluster.text_plan import TextSweep, layer_index, text_works
+from polyray.cluster.text_rows import context_length, context_rows, kept_of
+from polyray.cluster.units import UnitWorker
+from polyray.errors import ModelError
+from polyray.kernels.random import layer_word
+from polyray.models.language import LanguageModel, layer_name
+from polyray.probes.text import open_corpus
+from polyray.probes.tokens import Tokenizer, pack, tokenize
+from polyray.records import PartInfo
+
+
+class TextWorker(UnitWorker):
+    """Does what needs the model's weights at most one by one."""
+
+    def __init__(self, sweep: TextSweep) -> None:
+        super().__init__(sweep.out, sweep.science.numerics)
+        self.text = sweep
+        self.science = sweep.science
+        self.model = LanguageModel(self.science.model.path)
+        if self.model.checkpoint.digest() != sweep.contents["model"]:
+            raise ModelError(f"this node has another model at {self.science.model.path!r} than the driver.")
+        self.tokenizer = Tokenizer(self.model.folder)
+        self._kept: Kept | None = None
+
+    @property
+    def kept(self) -> Kept:
+        """The tokens that get statistics, once `count` has ended."""
+        if self._kept is None:
+            self._kept = kept_of(self.store, self.model.info.vocab)
+        return self._kept
+
+    def parts(self, work: Work) -> list[PartInfo]:
+        match work.stage:
+            case "tokenise":
+                return self._tokenise(work)
+            case "count":
+                return self._count(work)
+            case "core":
+                return self._core(work)
+            case "connect":
+                return self._connect(work)
+            case "overlap":
+                return self._overlap(work)
+        raise ValueError(f"a scoring actor cannot do {work.key!r}")
+
+    def _tokenise(self, work: Work) -> list[PartInfo]:
+        science, first = self.science, work.items.start
+        corpus = open_corpus(science.corpus.path, science.corpus.text_column, science.corpus.label_column)
+        done = tokenize(corpus.documents(work.items), self.tokenizer)
+        packed = pack(done, self.tokenizer, context_length(science, self.model), self.model.info.causal)
+        n_tokens = dict(zip(done.docs, map(len, done.ids), strict=True))
+        left_out = dict(done.left_out)
+        documents = {
+            "document": list(work.items),
+            "name": [corpus.names[i] for i in work.items],
+            "label": [corpus.labels[i] for i in work.items],
+            "status": ["ok" if i in n_tokens else "failed" for i in work.items],
+            "reason": [left_out.get(i) for i in work.items],
+            "n_tokens": [n_tokens.get(i) for i in work.items],
+        }
+        counts = count.count_tokens(packed.tokens, packed.counted, self.model.info.vocab)
+        found = counts.nonzero().squeeze(1)
+        rows = {
+            "documents": columns.table("documents", documents),
+            "contexts": context_rows(packed, first),
+            "token_counts": columns.table(
+                "token_counts",
+                {"first_document": np.full(len(found), first), "token": found.numpy(), "count": counts[found].numpy()},
+            ),
+        }
+        failed = [(None, "document", i, reason) for i, reason in done.left_out]
+        return self.write(work, dict(rows), failed)
+
+    def _count(self, work: Work) -> list[PartInfo]:
+        rows = self.store.read("token_counts", units=[w.key for w in text_works("tokenise", self.text.shape)])
+        counts = torch.zeros(self.model.info.vocab, dtype=torch.int64)
+        token, n = (torch.from_numpy(columns.numbers(rows, c).astype(np.int64)) for c in ("token", "count"))
+        counts.index_add_(0, token, n)
+        kept = count.select(counts, self.science.core.min_count, self.tokenizer.special)
+        shown = [self.tokenizer.shown(i) for i in kept.ids.tolist()]
+        table = columns.table("tokens", {"token": kept.ids.numpy(), "count": kept.counts.numpy(), "text": shown})
+        return self.write(work, {"tokens": table})
+
+    def _core(self, work: Work) -> list[PartInfo]:
+        layer = work.of_layer
+        unit = Work("mine", layer).key
+        rows = self.store.read("token_stats", layer, ["sums"], units=[unit])
+        width = self.text.shape.n_neurons[layer]
+        sums = torch.from_numpy(rows["sums"].combine_chunks().flatten().to_numpy().reshape(-1, width).copy())
+        refused = torch.zeros(width, dtype=torch.bool)
+        bad = columns.numbers(self.store.read("refused", layer, units=[unit]), "neuron").astype(np.int64)
+        refused[torch.from_numpy(bad)] = True
+        science = self.science
+        of_layer = mine.LayerSums(sums, refused)
+        core = mine.core_tokens(of_layer, self.kept, layer_index(layer), science.seed, science.core.n_core)
+        there = (core.core >= 0).numpy()
+        n = there.sum(1)
+        failed = refused.numpy()
+        ids = self.kept.ids[core.core.clamp(min=0)].numpy()
+        table = columns.table(
+            "core_tokens",
+            {
+                "neuron": np.arange(width),
+                "status": np.where(failed, "failed", "ok"),
+                "reason": [_REFUSED if bad else None for bad in failed],
+                "tokens": columns.ragged(ids[there], n, pa.int32()),
+                "means": columns.ragged(core.mean.numpy()[there], n, pa.float64()),
+                "n_tied_at_cut": pa.array(core.n_tied_at_cut.numpy(), mask=failed),
+            },
+        )
+        return self.write(work, {"core_tokens": table}, [(layer, "neuron", int(i), _REFUSED) for i in bad])
+
+    def core(self, layer: str) -> tuple[Tensor, NDArray[np.float64]]:
+        """Core-tokens of a layer as rows of `kept`, −1 where there are none, and their means."""
+        rows = self.store.read("core_tokens", layer, units=[Work("core", layer).key]).sort_by("neuron")
+        n_core = self.science.core.n_core
+        ids = torch.from_numpy(columns.padded(rows["tokens"], -1, n_core).astype(np.int64))
+        return torch.where(ids >= 0, self.kept.row_of[ids.clamp(min=0)], -1), columns.padded(
+            rows["means"], np.nan, n_core
+        )
+
+    def _connect(self, work: Work) -> list[PartInfo]:
+        layer = layer_index(work.of_layer)
+        if layer == 0:
+            return []
+        model, science = self.model, self.science
+        found = connect.connect(
+            model.w_out(layer - 1),
+            model.gains(layer),
+            model.w_in(layer),
+            science.connect.n_precursors,
+            science.seed,
+            layer_word(work.of_layer),
+            model.gate(layer),
+        )
+        neuron, rank = (found.precursor >= 0).nonzero().numpy().T
+        rows = {"neuron": neuron, "rank": rank, "precursor": found.precursor.numpy()[neuron, rank]}
+        rows |= {"weight": found.weight.numpy()[neuron, rank], "gate_weight": found.gate.numpy()[neuron, rank]}
+        return self.write(work, {"connections": columns.table("connections", rows)})
+
+    def precursors(self, layer: str) -> Tensor:
+        """Precursors of a layer's neurons, −1 where there are fewer."""
+        rows = self.store.read("connections", layer, units=[Work("connect", layer).key])
+        out = torch.full((self.text.shape.n_neurons[layer], self.science.connect.n_precursors), -1)
+        neuron, rank, precursor = (columns.numbers(rows, c).astype(np.int64) for c in ("neuron", "rank", "precursor"))
+        out[torch.from_numpy(neuron), torch.from_numpy(rank)] = torch.from_numpy(precursor)
+        return out
+
+    def _overlap(self, work: Work) -> list[PartInfo]:
+        layer = work.of_layer
+        if layer_index(layer) == 0:
+            return []
+        precursors = self.precursors(layer)
+        core, _ = self.core(layer)
+        before, _ = self.core(layer_name(layer_index(layer) - 1))
+        found = overlap.overlap(core, before, precursors, len(self.kept.ids))
+        neuron, rank = (precursors >= 0).nonzero().numpy().T
+        taken = found.taken.numpy()[neuron, rank]
+        ids = self.kept.ids[core.clamp(min=0)].numpy()[neuron]
+        size = found.size.numpy()[neuron, rank]
+        rows = {
+            "neuron": neuron,
+            "rank": rank,
+            "precursor": precursors.numpy()[neuron, rank],
+            "size": size,
+            "p": found.p.numpy()[neuron, rank],
+            "counted": size >= self.science.overlap.min_tokens,
+            "tokens": columns.ragged(ids[taken], size, pa.int32()),
+        }
+        return self.write(work, {"taken_clusters": columns.table("taken_clusters", rows)})
+
+
+_REFUSED = "an activation is not finite, or too large to be added up"
