@@ -217,6 +217,7 @@ class Shard:
             )
         base = model.skeleton.get_submodule(model.skeleton.base_model_prefix)
         prefix = f"{model.skeleton.base_model_prefix}."
+        self.has_head = with_head
         self._modules: dict[str, nn.Module] = {}
         own = [f"{self.family.blocks}.{layer}" for layer in blocks]
         own += self.family.entry if self.first else ()
@@ -255,6 +256,7 @@ class Shard:
         read: Read | None = None,
         layers: Collection[int] = (),
         last: int | None = None,
+        start: int | None = None,
     ) -> Float[Tensor, "B L d"]:
         """Runs the shard's blocks.
 
@@ -268,6 +270,7 @@ class Shard:
             read: called once for each layer to be read, with its activations in the shard's dtype.
             layers: which layers to read; those of other shards are no concern of this one.
             last: no block after this one is run (by default all are).
+            start: no block before this one is run, and x is what enters it (by default all are).
 
         Returns:
             Hidden states after the last block that was run.
@@ -275,14 +278,14 @@ class Shard:
         Raises:
             ModelError: hidden states are not finite: too large for half precision, or the weights are broken.
         """
-        hidden = self._enter(x.to(self.device))
+        hidden = self._enter(x.to(self.device), start)
         length = hidden.shape[1]
         positions = torch.arange(length, device=self.device)[None]
         more = {} if self._rotary is None else {"position_embeddings": self._rotary(hidden, positions)}
         full = self._full_mask(mask, length)
         for layer in self.blocks:
-            if last is not None and layer > last:
-                break
+            if not (start or 0) <= layer <= (self.blocks.stop if last is None else last):
+                continue
             block = self._modules[f"{self.family.blocks}.{layer}"]
             hooks = [] if read is None or layer not in layers else [_listen(block, self.family.down, layer, read)]
             try:
@@ -304,8 +307,8 @@ class Shard:
 
     __call__ = forward
 
-    def _enter(self, x: Tensor) -> Tensor:
-        if not self.first:
+    def _enter(self, x: Tensor, start: int | None) -> Tensor:
+        if not self.first or start is not None:
             return x.to(self.dtype)
         if x.shape[1] > self.info.context:
             raise ModelError(f"{x.shape[1]} tokens at once; the model's context is {self.info.context}.")
@@ -329,13 +332,13 @@ class Shard:
         back = at[:, None] - at[None, :]
         return ((back >= 0) & (back < window))[None, None]
 
-    def logits(self, hidden: Float[Tensor, "B L d"]) -> Float[Tensor, "B L V"]:
+    def logits(self, hidden: Float[Tensor, "*n d"]) -> Float[Tensor, "*n V"]:
         """What the head makes of the last hidden states.
 
         Raises:
             ModelError: the shard was made without a head.
         """
-        if self.family.head not in self._modules:
+        if not self.has_head:
             raise ModelError("this shard holds no head: make it with with_head=True.")
         if self.family.norm:
             hidden = self._modules[self.family.norm](hidden)

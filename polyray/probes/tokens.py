@@ -79,30 +79,31 @@ class Tokenizer:
         backslash is doubled. Spaces stand for themselves, as does the `##` of WordPiece. An id that the tokenizer does
         not know is `<id>`.
         """
+        text = self._text(token)
+        return f"<{token}>" if text is None else "".join(_shown_letter(letter) for letter in text)
+
+    def text(self, token: int) -> str | None:
+        """A token as it stands in a text; None where it is no text of its own: part of a letter, or unknown."""
+        text = self._text(token)
+        return None if text is None or any("\ud800" <= letter <= "\udfff" for letter in text) else text
+
+    def _text(self, token: int) -> str | None:
+        """A token as text, bytes that are no valid UTF-8 as lone surrogates; None for an unknown id."""
         if token in self._added:
-            return _printable(self._added[token])
-        letters = self._backend.id_to_token(token)
+            return self._added[token]
+        letters: str | None = self._backend.id_to_token(token)
         if letters is None:
-            return f"<{token}>"
-        if self._bytes is not None:
-            known = all(letter in self._bytes for letter in letters)
-            return _printable(_text(bytes(self._bytes[letter] for letter in letters)) if known else letters)
+            return None
+        if self._bytes is not None and all(letter in self._bytes for letter in letters):
+            return bytes(self._bytes[letter] for letter in letters).decode("utf-8", "surrogateescape")
         one_byte = re.fullmatch(r"<0x([0-9A-Fa-f]{2})>", letters)
         if one_byte:
-            return _printable(_text(bytes([int(one_byte[1], 16)])))
-        return _printable(letters.replace("\u2581", " "))  # SentencePiece writes spaces so
+            return bytes([int(one_byte[1], 16)]).decode("utf-8", "surrogateescape")
+        return letters.replace("\u2581", " ")  # SentencePiece writes spaces so
 
 
 def _first(*ids: Any) -> int | None:
     return next((int(i) for i in ids if i is not None), None)
-
-
-def _text(data: bytes) -> str:
-    return data.decode("utf-8", "surrogateescape")
-
-
-def _printable(text: str) -> str:
-    return "".join(_shown_letter(letter) for letter in text)
 
 
 def _shown_letter(letter: str) -> str:
