@@ -129,7 +129,7 @@ class OrderNull(NamedTuple):
     permuted: Int64[Tensor, "B n"]
     """The same under each permutation."""
     untied: Float64[Tensor, " B"]
-    """H under each permutation of values without ties, ascending: H depends on ranks alone, so it is the same for all."""
+    """H under each permutation, ascending, of values without ties: it depends on ranks alone, so all rows share it."""
 
 
 def order_null(group: Int64[Tensor, " n"], permutations: Int64[Tensor, "B n"]) -> OrderNull:
