@@ -178,13 +178,14 @@ def swap_notes(config: Config) -> list[str]:
     swap, m, alpha = config.science.swap, config.science.mine, config.science.calibrate.alpha
     if swap is None:
         return []
-    k = config.science.cluster.k_range[0]
-    most = min(swap.n_hosts // k, m.K // (2 * k))
-    if 0.5**most < alpha:
+    k = config.science.cluster.k_range[1]
+    each = min(swap.n_hosts // k, m.K // (2 * k))
+    if 0.5**each < alpha:
         return []
     return [
-        f"swap: a cluster has at most {most} hosts, and no p of so few differences is below {0.5**most:.2g}: no neuron "
-        "can be causally polysemantic; raise swap.n_hosts, or mine.K, of which every host takes two"
+        f"swap: the clusters of a neuron with {k} have about {each} hosts each, and no p of so few differences is below "
+        f"{0.5**each:.2g}: it cannot be causally polysemantic; raise swap.n_hosts, or mine.K, of which every host takes "
+        "two"
     ]
 
 

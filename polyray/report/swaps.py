@@ -200,6 +200,9 @@ def _contrasts(axes: Axes, layers: list[dict[str, Any]]) -> None:
     axes.axhline(0, color="black", linewidth=0.6, linestyle=":")
     for edge in x[:-1] + 0.5:
         axes.axvline(edge, color="#dddddd", linewidth=0.6)
+    # Early layers, whose top responses hardly vary, would press all others flat.
+    axes.set_yscale("symlog", linthresh=2)
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.set_ylabel("difference, in sd of the neuron's top responses")
     axes.legend(fontsize=8, ncols=2, loc="lower left", bbox_to_anchor=(0, 1))
 
