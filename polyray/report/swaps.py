@@ -56,8 +56,8 @@ def records(dataset: Dataset) -> list[dict[str, Any]]:
     Returns:
         layer (None for the sweep), split, n (neurons with hosts; of a split, those with a difference), box (side_px as
         the window asks for, shown_px the longest that there is, reduced: share of hosts where it is; None but for
-        layers), contrasts by name, the shares causal, causal_specific and null_p05 and the distance null_ks, each with
-        its row's figures. Missing figures are None.
+        layers), contrasts by name, the shares causal, causal_specific and null_p05 and the distances null_ks and
+        null_small, each with its row's figures. Missing figures are None.
     """
     depth = {r["layer"]: r for r in dataset["layers"].to_table().to_pylist()}
     layers = sorted(depth, key=lambda layer: depth[layer]["depth"])
@@ -80,6 +80,7 @@ def records(dataset: Dataset) -> list[dict[str, Any]]:
                 "causal_specific": _figures(rows.get((layer, "real", split, "causal_specific"))),
                 "null_p05": _figures(rows.get((layer, "null", split, "null_p05"))),
                 "null_ks": _figures(rows.get((layer, "null", split, "null_ks"))),
+                "null_small": _figures(rows.get((layer, "null", split, "null_small"))),
             }
         )
     return found

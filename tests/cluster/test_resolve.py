@@ -90,11 +90,11 @@ def test_too_few_hosts_for_a_verdict_are_told() -> None:
         return swap_notes(parse_config(raw))
 
     (note,) = notes(19, 100)
-    assert "with 4 have about 4 hosts each" in note
-    assert "below 0.062" in note
+    assert "a neuron with 4 clusters has about 4 hosts in each" in note
+    assert "from 4 clusters on" in note
     assert notes(20, 100) == []
     (note,) = notes(100, 24)
-    assert "about 3 hosts each" in note
+    assert "a neuron with 3 clusters has about 4 hosts in each" in note
     without = tiny(Path())
     without["science"]["swap"] = None
     assert swap_notes(parse_config(without)) == []
