@@ -146,7 +146,8 @@ def _run(config: AnyConfig, out: str, as_json: bool) -> int:
     else:
         for table in told.tables:
             console.print(table)
-        if n_failures := dataset["failures"].count_rows():
+        failed = dataset["failures"].to_table(["item", "item_id"])
+        if n_failures := failed.group_by(["item", "item_id"]).aggregate([]).num_rows:  # units may name the same item
             console.print(f"[bold yellow]note[/] {n_failures} items failed; see table failures")
         console.print(f"done in {duration(seconds)}; run_id {outcome.run_id}")
         shown = ", ".join(escape(str(p)) for p in told.pictures)

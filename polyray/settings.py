@@ -124,10 +124,11 @@ class PlantConfig(Section):
 class SwapConfig(Section):
     """Causal patch swaps: does what a cluster shows drive the neuron?"""
 
-    n_hosts: int = Field(20, ge=2, le=1000)
-    """Host images of a neuron, spread evenly over its clusters; each is shown in seven versions."""
+    n_hosts: int = Field(40, ge=2, le=1000)
+    """Host images of a neuron, spread evenly over its clusters; each is shown in seven versions. No p of a cluster
+    with n hosts is below 2^-n, and its verdict needs q < 0.05 among all clusters of the sweep."""
     n_neurons: int | None = Field(None, ge=1)
-    """At most so many scored neurons of each layer, drawn uniformly; all by default."""
+    """At most so many neurons of each layer, drawn uniformly, whether they can be scored or not; all by default."""
     max_frac: float = Field(0.4, gt=0, le=1)
     """Longest side of the box as a share of the image's side; a larger window is cut to its centre and flagged."""
     n_random: int = Field(512, ge=2, le=1_000_000)

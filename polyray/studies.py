@@ -168,7 +168,8 @@ STUDIES: tuple[Table, ...] = (
             (
                 "effect_sd",
                 f64,
-                "effect over the standard deviation of the clustered examples' responses; null where that is 0",
+                "effect over the standard deviation of the clustered examples' responses; null where that is 0, "
+                "where effect is null, and for null neurons",
             ),
             ("picture", pa.binary(), "64 px JPEG of the image shown; null but for the first host of each cluster"),
         ),
@@ -194,28 +195,40 @@ STUDIES: tuple[Table, ...] = (
                 "difference between two conditions, as in CONTRASTS; a share of neurons: causal, causal_specific, and "
                 "of null neurons null_p05 (p below 0.05); null_small, null_ks: how far p are too small, or not uniform",
             ),
-            ("mean", f64, "mean difference in units of the response; of a share: the share; null where n is 0"),
-            ("low", f64, "lower end of its 95 % interval; null where there is none"),
+            (
+                "mean",
+                f64,
+                "mean difference in units of the response; of a share the share, of null_small and null_ks the "
+                "distance; null where n is 0",
+            ),
+            ("low", f64, "lower end of its 95 % interval, too narrow where n is small; null where n is below 2"),
             ("high", f64, "upper end of its 95 % interval; null where there is none"),
             (
                 "mean_sd",
                 f64,
-                "mean difference in standard deviations of the clustered examples' responses; null for a share",
+                "mean difference in standard deviations of the clustered examples' responses; null for a share, null "
+                "neurons, and where that is not known (all effects are 0); may rest on fewer neurons than mean",
             ),
             ("low_sd", f64, "lower end of its 95 % interval; null where there is none"),
             ("high_sd", f64, "upper end of its 95 % interval; null where there is none"),
-            ("p", f64, "Wilcoxon's signed-rank p, see kernels/effects.py; null for a share and where n is 0"),
+            (
+                "p",
+                f64,
+                "Wilcoxon's signed-rank p, see kernels/effects.py; of null_small and null_ks Kolmogorov and "
+                "Smirnov's; null for a share and where n is 0",
+            ),
             (
                 "q",
                 f64,
-                "Benjamini-Hochberg q of p over rows of this kind, scope, contrast and sort of split; null without p",
+                "Benjamini-Hochberg q of p over rows of this kind, scope, contrast and sort of split; null without p, "
+                "and of clusters with n below 5",
             ),
             ("n", i32, "differences behind the figure: hosts of a cluster or neuron; neurons of a layer or the sweep"),
             (
                 "causal",
                 pa.bool_(),
                 "of a neuron's aligned-random: at least two of its clusters have a positive mean with q below 0.05; "
-                "null where fewer than two clusters have a host, and in all other rows",
+                "null where fewer than two clusters have 5 differences, and in all other rows",
             ),
             ("reason", text, "why there is no figure or no verdict; else null"),
         ),

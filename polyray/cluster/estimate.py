@@ -163,7 +163,7 @@ def _size(
         "mined and examples": e.n_neurons * n_keep * 70 / _GIB,
         "embeddings": sum(n_patches.values()) * dim * 2 / _GIB,
         "clusters": e.n_neurons * 3 * (cluster.N_PROTOTYPES * 1800 + 300) / _GIB,
-        "swaps": sum(len(w.items) for w in plan.swap_works(shape)) * _n_hosts(science) * 8 * 130 / _GIB,
+        "swaps": sum(len(w.items) for w in plan.swap_works(shape)) * _bytes_of_swaps(science) / _GIB,
         "all others": e.n_neurons * 4 * 600 / _GIB + len(e.layers) * 2 * science.calibrate.B * 100 / _GIB,
     }
     batch = science.subject.micro_batch
@@ -183,8 +183,10 @@ def _size(
             f"mine.band keeps every response: mine_parts takes up to {e.disk_gb['mine_parts']:.2g} GiB, and merging a "
             f"layer {merging / _GIB:.2g} GiB of memory; choose layers or neurons where that is too much"
         )
+    # Decoded images that are kept, and the pictures of a unit.
+    swapping = 0 if science.swap is None else 0.25 * _GIB + 2 * plan.SWAP_IMAGES * 3 * science.subject.input_px**2
     e.memory_gb = {
-        "subject": (weights + max(60 * pixels + plan.MINE_IMAGES * e.n_neurons * 8, merging)) / _GIB,
+        "subject": (weights + max(60 * pixels + plan.MINE_IMAGES * e.n_neurons * 8, merging) + swapping) / _GIB,
         "encoder": (0 if encoder is None else encoder_bytes(encoder)) / _GIB,
         "scoring": (vectors + n_pool * dim * 10 + 8 * n_pool**2 + 8 * n_prompts**2 + 0.4 * _GIB) / _GIB,
     }
@@ -194,6 +196,11 @@ def _size(
             e.problems.append(
                 f"execution.{kind}.memory_gb is {declared:g}, but about {needed:.1f} GiB are needed; raise it."
             )
+
+
+def _bytes_of_swaps(science: Science) -> int:
+    """Rows of one neuron, and pictures for one host of each of about four clusters."""
+    return 8 * (130 * _n_hosts(science) + (4 * 1800 if science.extract.thumbnails else 0))
 
 
 def _n_hosts(science: Science) -> int:

@@ -25,6 +25,7 @@ from polyray.models.vision import load_subject, resolve_neurons
 from polyray.models.vocabulary import load_prompts, prompts_digest
 from polyray.probes.images import open_probe
 from polyray.psi.draw import n_anchors
+from polyray.psi.effects import MIN_HOSTS
 from polyray.psi.extract import max_examples
 from polyray.schema import VERSION
 
@@ -175,16 +176,18 @@ def pool_notes(config: Config, labels: Sequence[str]) -> list[str]:
 
 def swap_notes(config: Config) -> list[str]:
     """Warnings where a neuron has too few hosts for a verdict."""
-    swap, m, alpha = config.science.swap, config.science.mine, config.science.calibrate.alpha
+    swap, m = config.science.swap, config.science.mine
     if swap is None:
         return []
-    k = config.science.cluster.k_range[0]
-    most = min(swap.n_hosts // k, m.K // (2 * k))
-    if 0.5**most < alpha:
+    low, high = config.science.cluster.k_range
+    hosts = {k: min(swap.n_hosts // k, m.K // (2 * k)) for k in range(low, high + 1)}
+    unjudged = [k for k, n in hosts.items() if n < MIN_HOSTS]
+    if not unjudged:
         return []
     return [
-        f"swap: a cluster has at most {most} hosts, and no p of so few differences is below {0.5**most:.2g}: no neuron "
-        "can be causally polysemantic; raise swap.n_hosts, or mine.K, of which every host takes two"
+        f"swap: a neuron with {unjudged[0]} clusters has about {hosts[unjudged[0]]} hosts in each, and no p of fewer "
+        f"than {MIN_HOSTS} is below 0.05: from {unjudged[0]} clusters on there is hardly a verdict; raise "
+        "swap.n_hosts, or mine.K, of which every host takes two"
     ]
 
 

@@ -151,7 +151,7 @@ class SubjectWorker(Worker):
             for n in neurons.tolist()
             if n in examples
         ]
-        row = next(r for r in layer_rows(self.store) if r["layer"] == layer)
+        row = next(r for r in self._layer_rows if r["layer"] == layer)
         rows, failed = swap.swap(self.subject, self._views, self.science, row, chosen, str(work.kind), self._fill)
         return self.write(work, {"swaps": rows}, failed)
 
@@ -166,6 +166,10 @@ class SubjectWorker(Worker):
             self.science,
         )
         return self.write(work, {"effects": rows})
+
+    @cached_property
+    def _layer_rows(self) -> list[dict[str, Any]]:
+        return layer_rows(self.store)
 
     @cached_property
     def _views(self) -> swap.Views:

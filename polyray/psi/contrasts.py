@@ -139,6 +139,9 @@ def figures(values: Values, group: Index, two_sided: NDArray[np.bool_], science:
         group: the group of each.
         two_sided: of each group, whether p is two-sided.
         science: the sweep's settings.
+
+    Returns:
+        Intervals are percentiles of the bootstrap, which of few values are too narrow; of one value there is none.
     """
     known = ~np.isnan(values)
     values, group = values[known], group[known]
@@ -151,6 +154,8 @@ def figures(values: Values, group: Index, two_sided: NDArray[np.bool_], science:
         rows = torch.from_numpy(values[start[these][:, None] + np.arange(size)])
         interval = mean_interval(rows, science.calibrate.n_bootstrap, science.seed)
         mean[these], low[these], high[these] = (x.numpy() for x in interval)
+        if size == 1:
+            low[these] = high[these] = np.nan  # one value says nothing of its spread
         for side in (False, True):
             chosen = two_sided[these] == side
             if chosen.any():
@@ -188,9 +193,10 @@ def _hosts(rows: pa.Table, ids: Index, contrasts: Sequence[str]) -> _Hosts:
     for column in ("response", "response_at_peak"):
         seen[column] = np.full(shape, np.nan)
         seen[column][host, condition] = np.where(ok, columns.floats(rows, column), np.nan)
-    words, code = np.unique(np.array(pc.fill_null(rows["reason"], "").to_pylist(), dtype=np.str_), return_inverse=True)
+    given = pc.fill_null(rows["reason"], "").combine_chunks().dictionary_encode()
+    words, rank = np.unique(np.array(["", *given.dictionary.to_pylist()], dtype=np.str_), return_inverse=True)
     why = np.zeros(shape, dtype=np.int64)
-    why[host, condition] = code
+    why[host, condition] = rank[1:][given.indices.to_numpy()]
     difference = np.empty((len(contrasts), len(first)))
     for x, contrast, (a, b) in zip(difference, contrasts, map(_pair, contrasts), strict=True):
         at = seen["response_at_peak" if contrast in AT_PEAK else "response"]

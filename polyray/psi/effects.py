@@ -24,6 +24,8 @@ from polyray.schema import CONTRASTS
 ALPHA = 0.05
 """q below which a cluster drives its neuron, and p of S below which a neuron has several concepts. The verdict is
 defined by it, so it does not follow `calibrate.alpha`."""
+MIN_HOSTS = 5
+"""Fewest differences of a cluster that is judged: 2^-5 = 0.03 is the first p below `ALPHA` that can be reached."""
 SWAP_COLUMNS = (
     "kind",
     "neuron",
@@ -45,7 +47,8 @@ NULL_CONTRASTS = ("aligned-non_aligned",)
 """What is asked of null neurons: of these alone it is known that there is no difference."""
 LOG_PSI_SPLITS = tuple(f"log_psi {i}/4" for i in range(1, 5))
 BOX_SPLITS = ("box 0-1 %", "box 1-4 %", "box 4-9 %", "box 9-16 %", "box over 16 %")
-NO_VERDICT = "fewer than two clusters with a difference"
+NO_VERDICT = f"fewer than two clusters with at least {MIN_HOSTS} differences"
+TOO_FEW = f"fewer than {MIN_HOSTS} differences: no p of theirs is below {ALPHA}"
 NO_NEURON = "no neuron has a difference"
 NO_JUDGED = "no neuron has a verdict"
 
@@ -75,6 +78,13 @@ def effects(
         neuron's largest response is 0. Standard deviations are what `effect` and `effect_sd` imply for the neuron;
         where that is unknown there is no figure in their units. For a layer and the sweep p is of the neurons' means in
         units of the response, and the figures in standard deviations are of the neurons that have one.
+
+        A cluster is judged with at least `MIN_HOSTS` differences: fewer cannot reach p below 0.05, so that they are
+        left out of the family of q, and a neuron with fewer than two such clusters has no verdict. Power falls with
+        the number of clusters all the same, since hosts are spread over them.
+
+        All neurons take their random patches from the same `swap.n_random` images and many share top images, so that
+        p and intervals of a layer and the sweep, which treat neurons as independent, say less than they seem to.
 
         `causal` is the share of neurons with a verdict that are causally polysemantic. The swap cannot tell two
         clusters of one concept from two concepts: both drive the neuron. The null of one concept can, so
@@ -133,19 +143,27 @@ class _Pooled:
 
 
 def _verdicts(parts: Sequence[Contrasts]) -> list[Values]:
-    """Whether each neuron of each layer is causally polysemantic, 1 or 0; NaN where fewer than two clusters have a
-    difference. q is over all clusters of the sweep."""
+    """Whether each neuron of each layer is causally polysemantic, 1 or 0; NaN where fewer than two clusters have
+    enough differences. q is over all clusters of the sweep that have."""
     at = CONTRASTS.index(VERDICT)
-    p = np.concatenate([*(part.clusters.figures.p[at] for part in parts), np.zeros(0)])
+    p = np.concatenate(
+        [*(_judged(part.clusters.figures.p[at], part.clusters.figures.n[at]) for part in parts), np.zeros(0)]
+    )
     q = statistics.benjamini_hochberg(torch.from_numpy(p)).numpy()
     verdicts, start = [], 0
     for part in parts:
         of, found = part.clusters.of, part.clusters.figures
         drives = (found.mean[at] > 0) & (q[start : start + len(of)] < ALPHA)
         start += len(of)
-        n_tried, n_driving = (np.bincount(of[x], minlength=len(part.neuron)) for x in (found.n[at] > 0, drives))
+        enough = found.n[at] >= MIN_HOSTS
+        n_tried, n_driving = (np.bincount(of[x], minlength=len(part.neuron)) for x in (enough, drives))
         verdicts.append(np.where(n_tried >= 2, np.where(n_driving >= 2, 1.0, 0.0), np.nan))
     return verdicts
+
+
+def _judged(p: Values, n: NDArray[np.int64]) -> Values:
+    """p of clusters with enough differences; NaN of the others, which no outcome could call."""
+    return np.where(n >= MIN_HOSTS, p, np.nan)
 
 
 def _looked_up(neurons: pa.Table, column: str, layers: Sequence[str], parts: Sequence[Contrasts]) -> Values:
@@ -230,6 +248,8 @@ class _Rows:
         for i, contrast in enumerate(contrasts):
             found, reason = groups.figures.of(i), groups.reason[i]
             verdict: NDArray[np.object_] = np.full(len(sd), None)
+            if scope == "cluster":
+                reason = np.where((found.n > 0) & (found.n < MIN_HOSTS), TOO_FEW, reason)
             if causal is not None and contrast == VERDICT:
                 judged = ~np.isnan(causal)
                 verdict[judged] = causal[judged] == 1
@@ -289,9 +309,10 @@ class _Rows:
             code = pa.array(keys, pa.string()).dictionary_encode().indices.to_numpy()
             family = family * (code.max(initial=0) + 1) + code
         q = np.full(len(sort), np.nan)
+        tested = _judged(whole["p"], np.where(whole["scope"] == "cluster", whole["n"], MIN_HOSTS).astype(np.int64))
         for value in np.unique(family):
             of = np.flatnonzero(family == value)
-            q[of] = statistics.benjamini_hochberg(torch.from_numpy(whole["p"][of])).numpy()
+            q[of] = statistics.benjamini_hochberg(torch.from_numpy(tested[of])).numpy()
         return columns.table("effects", whole | {"q": q})
 
 

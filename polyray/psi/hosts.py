@@ -81,11 +81,10 @@ def roles(examples: Examples, peaks: Peaks, n_hosts: int, seed: int, layer: str,
     """Draws hosts and donors.
 
     The members of each cluster stand in random order; hosts come first, as many aligned donors next. A host takes for
-    its donor of another cluster the first of all those left that nobody took. While they last no example has two
-    roles; then aligned donors of other clusters serve a second time, each once, and after them the host has none: one
-    donor set against many hosts would make their differences one and the same. So among the hosts of a cluster all
-    roles are distinct. Examples whose labels mean nothing are exchangeable between roles, which is the null of
-    aligned − non_aligned; donors that serve twice count once on each side of it, which makes it conservative.
+    its donor of another cluster the first of all those left that nobody took, and none when they are used up: one donor
+    set against many hosts would make their differences one and the same, and one that is an aligned donor elsewhere
+    would count on both sides. So no example has two roles, and examples whose labels mean nothing are exchangeable
+    between roles, which is the null of aligned − non_aligned. Random images are none of the examples in a role.
 
     Args:
         examples: the neuron's clustered examples.
@@ -111,14 +110,15 @@ def roles(examples: Examples, peaks: Peaks, n_hosts: int, seed: int, layer: str,
     other = np.full(len(host), NONE, dtype=np.int64)
     # One host of every cluster after the other, so that none has all that are left.
     turn = np.argsort(np.concatenate([np.zeros(0, np.int64), *(np.arange(n) for n in n_of)]), kind="stable")
-    free = [*left.tolist(), *order[np.isin(order, aligned)].tolist()]
+    free = left.tolist()
     for i in turn.tolist():
         cluster = examples.cluster[host[i]]
         first = next((d for d in free if examples.cluster[d] != cluster), None)
         if first is not None:
             free.remove(first)
             other[i] = first
-    return Roles(host, aligned, other, _random_images(examples.example[host], peaks, seed, words))
+    used = examples.example[np.concatenate([host, aligned, other[other != NONE]])]
+    return Roles(host, aligned, other, _random_images(len(host), used, peaks, seed, words))
 
 
 def _spread(most: Sequence[int], n: int) -> list[int]:
@@ -131,11 +131,11 @@ def _spread(most: Sequence[int], n: int) -> list[int]:
     return found
 
 
-def _random_images(hosts: Ints, peaks: Peaks, seed: int, words: tuple[int, int, int]) -> Ints:
-    """A random image for each host, none of them a host; again from the start where there are too few."""
+def _random_images(n: int, used: Ints, peaks: Peaks, seed: int, words: tuple[int, int, int]) -> Ints:
+    """A random image for each of n hosts, none of those used; again from the start where there are too few."""
     order = np.argsort(_bits(seed, random.SWAP_RANDOM, words, peaks.example), kind="stable")
-    order = order[~np.isin(peaks.example[order], hosts)]
-    return order[np.arange(len(hosts)) % len(order)] if len(order) else np.full(len(hosts), NONE)
+    order = order[~np.isin(peaks.example[order], used)]
+    return order[np.arange(n) % len(order)] if len(order) else np.full(n, NONE)
 
 
 def null_examples(examples: Examples, peaks: Peaks, seed: int, layer: str, neuron: int) -> Examples:

@@ -50,16 +50,16 @@ class Views:
     def __init__(self, probe: ProbeSet, science: Science) -> None:
         self._probe, self._input_px, self._resize = probe, science.subject.input_px, science.subject.resize
         self._most = max(1, _VIEWS_BYTES // (3 * self._input_px**2))
-        self._kept: OrderedDict[int, Picture | str] = OrderedDict()
+        self._kept: OrderedDict[int, Picture] = OrderedDict()
 
     def get(self, example: int) -> Picture | str:
-        """The view of an image, not to be written to; or why the image cannot be read."""
+        """The view of an image, not to be written to; or why the image cannot be read, which is tried each time."""
         found = self._kept.pop(example, None)
         if found is None:
             try:
                 found = view(self._probe.read(example), self._input_px, self._resize)
             except DataError as e:
-                found = str(e)
+                return str(e)
         self._kept[example] = found
         if len(self._kept) > self._most:
             self._kept.popitem(last=False)
@@ -164,8 +164,7 @@ def swap(
         where = places(examples, n.peaks, cast, layer, at, science, n.neuron, kind)
         shots += _shots(n._replace(examples=examples), cast, where, at, views, science, kind, fill, unread)
     _respond(subject, layer["layer"], shots)
-    known = [n for n in neurons if kind == "real" and len(n.examples.activation)]
-    sd = {n.neuron: float(n.examples.activation.std()) for n in known}
+    sd = {n.neuron: _spread_of(n.examples.activation) for n in neurons if kind == "real"}
     _effects([s.row for s in shots], sd)
     rows = {c: [s.row.get(c) for s in shots] for c in schema.TABLES["swaps"].schema.names}
     failed: list[Failure] = [(None, "image", example, reason) for example, reason in sorted(unread.items())]
@@ -218,7 +217,7 @@ def _shots(
             if intact.picture is not None:
                 activation = float(examples.activation[host])
                 intact.row.update(response=activation, response_at_peak=activation)
-            found.append(_Shot(intact.row, intact.picture, shown=False))
+            found.append(_Shot(intact.row, intact.picture if with_picture else None, shown=False))
         for condition in SWAP_SHOWN[kind]:
             place = where.elsewhere[i].tolist() if condition in _ELSEWHERE else None
             found.append(_shot(host_row, condition, sources.get(condition), place, views, fill, unread))
@@ -298,7 +297,15 @@ def _respond(subject: Subject, layer: str, shots: Sequence[_Shot]) -> None:
                 row |= {"status": "failed", "reason": "the response is not finite"}
 
 
-def _effects(rows: Sequence[dict[str, Any]], sd: Mapping[int, float]) -> None:
+def _spread_of(activation: NDArray[np.float64]) -> float | None:
+    """Standard deviation of top responses; None where they agree but for float32's rounding."""
+    if not len(activation):
+        return None
+    sd = float(activation.std())
+    return sd if sd > 1e-6 * float(np.abs(activation).max()) else None
+
+
+def _effects(rows: Sequence[dict[str, Any]], sd: Mapping[int, float | None]) -> None:
     """Fills in baseline and effects."""
     baselines = {(r["neuron"], r["host"]): r for r in rows if r["condition"] == "baseline"}
     for row in rows:
@@ -307,8 +314,8 @@ def _effects(rows: Sequence[dict[str, Any]], sd: Mapping[int, float]) -> None:
         for effect, response in (("effect", "response"), ("effect_at_peak", "response_at_peak")):
             pair = row.get(response), baseline.get(response)
             row[effect] = None if pair[0] is None or pair[1] is None else pair[0] - pair[1]
-        scale = sd.get(row["neuron"], 0.0)
-        row["effect_sd"] = row["effect"] / scale if row["effect"] is not None and scale > 0 else None
+        scale = sd.get(row["neuron"])
+        row["effect_sd"] = row["effect"] / scale if row["effect"] is not None and scale is not None else None
 
 
 def _named(prefix: str, box: Sequence[int]) -> dict[str, int]:

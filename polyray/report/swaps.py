@@ -56,8 +56,8 @@ def records(dataset: Dataset) -> list[dict[str, Any]]:
     Returns:
         layer (None for the sweep), split, n (neurons with hosts; of a split, those with a difference), box (side_px as
         the window asks for, shown_px the longest that there is, reduced: share of hosts where it is; None but for
-        layers), contrasts by name, the shares causal, causal_specific and null_p05 and the distance null_ks, each with
-        its row's figures. Missing figures are None.
+        layers), contrasts by name, the shares causal, causal_specific and null_p05 and the distances null_ks and
+        null_small, each with its row's figures. Missing figures are None.
     """
     depth = {r["layer"]: r for r in dataset["layers"].to_table().to_pylist()}
     layers = sorted(depth, key=lambda layer: depth[layer]["depth"])
@@ -80,6 +80,7 @@ def records(dataset: Dataset) -> list[dict[str, Any]]:
                 "causal_specific": _figures(rows.get((layer, "real", split, "causal_specific"))),
                 "null_p05": _figures(rows.get((layer, "null", split, "null_p05"))),
                 "null_ks": _figures(rows.get((layer, "null", split, "null_ks"))),
+                "null_small": _figures(rows.get((layer, "null", split, "null_small"))),
             }
         )
     return found
@@ -200,6 +201,9 @@ def _contrasts(axes: Axes, layers: list[dict[str, Any]]) -> None:
     axes.axhline(0, color="black", linewidth=0.6, linestyle=":")
     for edge in x[:-1] + 0.5:
         axes.axvline(edge, color="#dddddd", linewidth=0.6)
+    # Early layers, whose top responses hardly vary, would press all others flat.
+    axes.set_yscale("symlog", linthresh=2)
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.set_ylabel("difference, in sd of the neuron's top responses")
     axes.legend(fontsize=8, ncols=2, loc="lower left", bbox_to_anchor=(0, 1))
 

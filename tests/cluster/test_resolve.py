@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from sweeps import tiny
 
-from polyray.cluster.resolve import floor_note, mined_labels, pool_notes
+from polyray.cluster.resolve import floor_note, mined_labels, pool_notes, swap_notes
 from polyray.config import Config, parse_config
 from polyray.errors import ConfigError
 
@@ -78,3 +78,23 @@ def test_what_cannot_be_planted_is_refused_before_anything_is_read() -> None:
         mined_labels(planted(20, 3), labels)
     with pytest.raises(ConfigError, match="K 21 is more than half of the 40 images of a class"):
         mined_labels(planted(21, 2), labels)
+
+
+def test_too_few_hosts_for_a_verdict_are_told() -> None:
+    """Of up to 4 clusters each has n_hosts // 4 hosts, as far as K has two examples for each."""
+
+    def notes(n_hosts: int, K: int) -> list[str]:
+        raw = tiny(Path())
+        raw["science"]["mine"] |= {"K": K, "K_keep": K}
+        raw["science"]["swap"] = {"n_hosts": n_hosts}
+        return swap_notes(parse_config(raw))
+
+    (note,) = notes(19, 100)
+    assert "a neuron with 4 clusters has about 4 hosts in each" in note
+    assert "from 4 clusters on" in note
+    assert notes(20, 100) == []
+    (note,) = notes(100, 24)
+    assert "a neuron with 3 clusters has about 4 hosts in each" in note
+    without = tiny(Path())
+    without["science"]["swap"] = None
+    assert swap_notes(parse_config(without)) == []

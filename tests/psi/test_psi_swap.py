@@ -377,7 +377,7 @@ def test_where_the_neuron_does_not_fire_a_patch_is_taken_anywhere(made: Scene) -
     rows, _ = swapped(made._replace(peaks=silent), chosen=chosen)
     corners = [(r["source_x0"], r["source_y0"]) for r in rows if r["condition"] == "random"]
     assert len(set(corners)) > 4
-    assert {r["status"] for r in rows} == {"ok"}
+    assert {r["status"] for r in rows if r["condition"] in ("random", "random_place")} == {"ok"}
     assert swapped(made._replace(peaks=silent), kind="null") == ([], [])
 
 
@@ -491,7 +491,7 @@ def test_each_image_is_decoded_once_as_the_subject_sees_it(made: Scene) -> None:
     for _ in range(3):
         np.testing.assert_array_equal(views.get(2), view(wide[2], PX, chosen.subject.resize))
         assert views.get(3) == "cut short"
-    assert probe.n_reads == {2: 1, 3: 1}
+    assert probe.n_reads == {2: 1, 3: 3}, "what cannot be read now may be readable later"
 
 
 def test_views_that_were_not_asked_for_lately_are_let_go(made: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
