@@ -143,6 +143,15 @@ def strangers(part: Part, world: World, settings: Settings, draw: int) -> Drawn:
     return _kept(part, torch.where(part.targets.taken.transpose(1, 2), torch.nan, part.near))
 
 
+def centre_removed(part: Part, world: World, settings: Settings, draw: int) -> Drawn:
+    """The mean direction of the neuron's core-tokens taken out of their embeddings: is it more than one dimension?
+
+    Where proximity is high because a token lies further along the one direction that all core-tokens have in common,
+    nothing is left; nearness to particular clusters stays.
+    """
+    return _kept(part, kernel.proximity(kernel.without_centre(part.cosine), part.targets.taken))
+
+
 def tokens_same_frequency(part: Part, world: World, settings: Settings, draw: int) -> Drawn:
     """Each taken token by a token of the same frequency decile that is no core-token: does it take core-tokens?"""
     instead = stand_ins(part.targets.core, part.targets.neuron, world.stratum, settings, draw)
@@ -185,11 +194,11 @@ CONTROLS: dict[str, Callable[[Part, World, Settings, int], Drawn]] = {
     f.__name__: f
     for f in (
         order, precursors_matched, precursors_random, tokens_same_frequency, members, members_same_activation,
-        whole_core, strangers, order_same_frequency, embeddings_same_frequency, directions,
+        whole_core, strangers, centre_removed, order_same_frequency, embeddings_same_frequency, directions,
     )
 }  # fmt: skip
 """Every control by name; the first four are those of the method."""
-FIXED = ("whole_core", "strangers")
+FIXED = ("whole_core", "strangers", "centre_removed")
 """Controls that draw nothing, so that one draw is all."""
 
 

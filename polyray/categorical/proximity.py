@@ -39,7 +39,7 @@ class Settings:
     """Core-tokens compared at either end of the order of activation."""
     n_permutations: int = 9999
     """Permutations behind the p of Kruskal and Wallis's test."""
-    n_draws: int = 10
+    n_draws: int = 4
     """Draws of every control that draws."""
     min_tokens: int = 6
     min_clusters: int = 3

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Float, Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -230,7 +230,7 @@ def token_groups(embeddings: Float[Tensor, "T d"], seed: int, n_groups: int = N_
     """
     x = torch.nan_to_num(embeddings.double(), 0.0, 0.0, 0.0)
     x = torch.nn.functional.normalize(x - x.mean(0), dim=1)
-    hashed = random.bits(seed, random.PROXIMITY_BOOTSTRAP, torch.arange(len(x)), 0, 0, 1)
+    hashed = random.bits(seed, random.PROXIMITY_GROUPS, torch.arange(len(x)))
     centres = x[hashed.argsort(stable=True)[:n_groups]]
     group = torch.full((len(x),), -1)
     for _ in range(N_ITER):

@@ -43,15 +43,16 @@ def cosines(
     Returns:
         Multiples of 1 / FIXED; NaN where an embedding is zero or not finite, and where there is no token.
     """
-    a, b = (_unit(embeddings, x) for x in (rows, columns))
-    return ((a @ b.transpose(1, 2)) * FIXED).round_().div_(FIXED)
+    a = _unit(embeddings, rows)
+    b = a if columns is rows else _unit(embeddings, columns)
+    return (a @ b.transpose(1, 2)).mul_(FIXED).round_().div_(FIXED)
 
 
 def _unit(embeddings: Tensor, tokens: Tensor) -> Float64[Tensor, "G n d"]:
     x = embeddings[tokens.clamp(min=0)].double()
-    length = x.norm(dim=2, keepdim=True)
-    defined = (tokens >= 0)[:, :, None] & (length > 0) & length.isfinite()
-    return torch.where(defined, x / length, torch.nan)
+    length = x.norm(dim=2)
+    defined = (tokens >= 0) & (length > 0) & length.isfinite()
+    return x.div_(torch.where(defined, length, torch.nan)[:, :, None])
 
 
 def proximity(
@@ -67,19 +68,19 @@ def proximity(
     Returns:
         −1 to 1; NaN where the cluster has no other token, and where a cosine that is needed is NaN.
     """
-    missing = cosine.isnan()
-    if own:
-        n = torch.arange(cosine.shape[1], device=cosine.device)
-        cosine, missing = cosine.clone(), missing.clone()
-        missing[:, n, n] = False
-        cosine[:, n, n] = 0.0
+    n = torch.arange(cosine.shape[1], device=cosine.device)
     member = clusters.double().transpose(1, 2)
-    sums = cosine.nan_to_num(0.0) @ member
     n_others = clusters.sum(2)[:, None, :].double()
     if own:
+        cosine = cosine.clone()
+        cosine[:, n, n] = 0.0
         n_others = n_others - member
-    undefined = (n_others == 0) | ((missing.double() @ member) > 0)
-    return torch.where(undefined, torch.nan, sums / n_others.clamp(min=1))
+    undefined = n_others == 0
+    missing = cosine.isnan()
+    if missing.any():
+        undefined |= (missing.double() @ member) > 0
+        cosine = cosine.nan_to_num(0.0)
+    return torch.where(undefined, torch.nan, cosine @ member / n_others.clamp(min=1))
 
 
 def dimensional(near: Float64[Tensor, "G n P"], counted: Bool[Tensor, "G P"]) -> Float64[Tensor, "G n"]:
@@ -193,6 +194,25 @@ def tau(means: Float64[Tensor, "G k"]) -> Float64[Tensor, " G"]:
     n_untied = sign.abs().sum(1)
     found = sign.sum(1) / (n_untied * len(first)).sqrt()
     return torch.where((n_untied > 0) & ~means.isnan().any(1), found, torch.nan)
+
+
+def without_centre(cosine: Float64[Tensor, "G n n"]) -> Float64[Tensor, "G n n"]:
+    """Cosines once the mean direction of the n tokens is taken out of all of them.
+
+    Args:
+        cosine: of n tokens with each other.
+
+    Returns:
+        Multiples of 1 / FIXED; NaN of a token with nothing beside the mean direction (n = 1; all embeddings equal), and
+        where a cosine is NaN. Where the unit embeddings add up to nothing there is no such direction, and all stays.
+    """
+    along = cosine.sum(2)
+    whole = along.sum(1)[:, None, None]  # n² times the squared length of the mean
+    centre = along[:, :, None] * along[:, None, :] / whole.clamp(min=FLAT)
+    rest = cosine - torch.where(whole < FLAT, 0.0, centre)  # NaN stays NaN
+    length = rest.diagonal(dim1=1, dim2=2)
+    length = torch.where(length > FLAT, length, torch.nan).sqrt()
+    return ((rest / (length[:, :, None] * length[:, None, :])) * FIXED).round_().div_(FIXED)
 
 
 class Component(NamedTuple):

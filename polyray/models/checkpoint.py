@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoConfig
@@ -186,5 +186,5 @@ def read_config(folder: Path) -> tuple[Family, Any]:
         return family, AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except FileNotFoundError as e:
         raise ModelError(f"no config.json in {str(folder)!r}: not a model in transformers' format.") from e
-    except (OSError, ValueError, KeyError, TypeError) as e:
+    except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as e:
         raise ModelError(f"{str(path)!r} is no configuration of a model: {_first_line(e)}") from e

@@ -213,16 +213,19 @@ class JsonCorpus(Corpus):
             lines = _lines(file)
             for _ in which:
                 _, line = next(lines, (0, b""))
-                if line is None:
-                    yield _TOO_LARGE
-                    continue
-                try:
-                    text = json.loads(line)
-                except (ValueError, RecursionError):
-                    yield _Unusable("no valid JSON")
-                    continue
-                text = text.get(self._text) if isinstance(text, dict) else None
-                yield text if isinstance(text, str) else None
+                if line == b"":
+                    raise EOFError("the file has ended since it was opened")
+                yield _TOO_LARGE if line is None else self._text_of(line)
+
+    def _text_of(self, line: bytes) -> _Raw:
+        try:
+            found = json.loads(line)
+        except UnicodeDecodeError:
+            return _Unusable("no valid UTF-8")
+        except (ValueError, RecursionError):
+            return _Unusable("no valid JSON")
+        text = found.get(self._text) if isinstance(found, dict) else None
+        return text if isinstance(text, str) else None
 
 
 def _object(line: bytes | None) -> dict[str, Any]:
