@@ -276,7 +276,7 @@ def clamp(
 
 
 def _deviation(values: Tensor) -> Tensor:
-    return values.std(0) if len(values) > 1 else torch.full_like(values.sum(0), torch.nan)
+    return values.std(0) if len(values) > 1 and values.shape[1] else torch.full_like(values.sum(0), torch.nan)
 
 
 def _nothing(_: int, __: Tensor) -> None:

@@ -1,10 +1,10 @@
 """What mining the tokens costs beside the forward that it listens to.
 
-`python tests/benchmarks/bench_tokens.py --json` prints one JSON object. ratio_mine is the median, over pairs, of the time
-to run a batch of contexts through a model of GPT-2's shape and add the activations of all its MLP neurons to the sums of
-their tokens, divided by the time of the bare forward of the same batch in transformers. The two alternate, so that a
-slow spell of the machine hits both; with one thread on the CPU what counts is processor time, which other processes'
-load distorts less than it does the clock. Weights are random: the time does not depend on them.
+`python tests/benchmarks/bench_tokens.py --json` prints one JSON object. ratio_mine is the median, over pairs, of the
+time to run a batch of contexts through a model of GPT-2's shape and add the activations of all its MLP neurons to the
+sums of their tokens, divided by the time of the bare forward of the same batch in transformers. The two alternate, so
+that a slow spell of the machine hits both; with one thread on the CPU what counts is processor time, which other
+processes' load distorts less than it does the clock. Weights are random: the time does not depend on them.
 """
 
 import argparse
@@ -21,6 +21,9 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from polyray.categorical.count import count_tokens, select
 from polyray.categorical.mine import TokenStatistics, batches
 from polyray.models.language import LanguageModel, Shard
+
+N_KEPT = 8_000
+"""Tokens with sums, 25 kB each and layer: far more than caches hold, and few enough for a small machine."""
 
 
 def measure(device: str, threads: int, n_layers: int, micro_batch: int, pairs: int) -> dict[str, float | int | str]:
@@ -40,7 +43,7 @@ def measure(device: str, threads: int, n_layers: int, micro_batch: int, pairs: i
     everywhere = torch.ones(micro_batch, context, dtype=torch.bool)
     # A kept vocabulary as large as that of a corpus, though this batch sees little of it.
     counts = count_tokens(tokens, everywhere, config.vocab_size)
-    counts[:20_000] += 5
+    counts[:N_KEPT] += 5
     kept = select(counts, 5)
     layers = range(n_layers)
     sums = TokenStatistics(kept, layers, shard.info.n_neurons, device)
