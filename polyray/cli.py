@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NamedTuple, NoReturn
 
 import typer
 from rich.console import Console
@@ -196,7 +196,9 @@ def plan(config: ConfigPath, overrides: Set = None, address: Address = None, as_
     _guarded(lambda: _plan(_config(config, overrides, address), as_json), as_json)
 
 
-def _plan(config: Config, as_json: bool) -> int:
+def _plan(config: AnyConfig, as_json: bool) -> int:
+    if isinstance(config, TextConfig):
+        return _plan_text(config, as_json)
     from polyray.cluster import service
     from polyray.cluster.estimate import estimate
     from polyray.cluster.resolve import floor_note
@@ -215,6 +217,28 @@ def _plan(config: Config, as_json: bool) -> int:
     else:
         printed.print_plan(_console(), e)
     return REFUSED if e.problems else OK
+
+
+def _plan_text(config: TextConfig, as_json: bool) -> int:
+    from polyray.cluster import service
+    from polyray.cluster.text_estimate import estimate
+
+    if config.execution.address is None:
+        nodes = [service.this_machine()]
+        e = estimate(config, service.capacity(config.execution.shard, nodes))
+    else:
+        with service.cluster(config.execution):
+            nodes = service.nodes()
+            e = estimate(config, service.capacity(config.execution.shard, nodes))
+    problems = e.problems + service.lacks(config.execution, nodes)
+    if as_json:
+        print(json.dumps({**asdict(e), "problems": problems, "feasible": not problems}))
+    else:
+        console = _console()
+        console.print(printed.text_plan_table(e))
+        for problem in problems:
+            console.print(f"[bold red]in the way[/] {escape(problem)}")
+    return REFUSED if problems else OK
 
 
 @app.command()

@@ -64,6 +64,42 @@ def swaps_table(records: list[dict[str, Any]]) -> Table:
     return table
 
 
+def categorical_table(records: list[dict[str, Any]]) -> Table:
+    """The census of a language model: a line a layer."""
+    from polyray.report import categorical
+
+    heads = (Column(head, justify="right", overflow="fold") for head in categorical.COLUMNS)
+    table = Table(
+        *heads,
+        title="categorical",
+        caption=categorical.CAPTION,
+        caption_justify="left",
+        title_justify="left",
+        padding=0,
+    )
+    table.columns[0].justify = table.columns[-1].justify = "left"
+    for record, following in zip(records, [*records[1:], None], strict=True):
+        last = following is not None and following["layer"] is None
+        table.add_row(*(escape(c) for c in categorical.cells(record)), end_section=last)
+    return table
+
+
+def text_plan_table(e: Any) -> Table:
+    """What the census of a language model would be and need."""
+    table = Table("what", "how much", title="plan", title_justify="left")
+    table.add_row("layers swept", f"{e.n_layers} of {e.n_neurons_a_layer:,} neurons: {e.n_neurons:,}")
+    table.add_row("layers mined", f"{e.n_mined}")
+    table.add_row("documents", f"{e.n_documents:,}")
+    table.add_row("tokens with statistics", f"at most {e.n_tokens:,}")
+    table.add_row("shards", f"{e.n_shards}")
+    table.add_row("passes over the corpus", f"at most {e.n_passes}")
+    for name, size in (e.memory_gb | {f"disk: {k}": v for k, v in e.disk_gb.items()}).items():
+        table.add_row(escape(name), f"at most {size:.2f} GiB")
+    for stage, n in e.units.items():
+        table.add_row(f"units of {stage}", f"{n:,}")
+    return table
+
+
 def print_plan(console: Console, e: Any) -> None:
     """What a sweep would be and cost."""
     heads = ("layer", "neurons", "grid", "layout", "ends in", "ranked by", "receptive field")

@@ -33,8 +33,8 @@ class CorpusConfig(Section):
     """A JSON-lines or Parquet file, or a folder of text files; each may be gzipped."""
     text_column: str = "text"
     """Column with the text."""
-    label_column: str | None = "label"
-    """Column with a label; null where there is none."""
+    label_column: str | None = None
+    """Column with a label; by default `label` where there is one."""
     limit: int | None = Field(None, ge=1)
     """Only so many documents, the first ones; all by default."""
 
@@ -71,12 +71,10 @@ class ProximityConfig(Section):
     """Core-tokens of highest and of lowest activation whose mean proximities are compared."""
     n_permutations: int = Field(1000, ge=10, le=100_000)
     """Permutations of the activation order behind each Kruskal-Wallis p."""
-    n_bootstrap: int = Field(1000, ge=10, le=100_000)
+    n_draws: int = Field(10, ge=1, le=1000)
+    """Draws of every control that draws."""
+    n_bootstrap: int = Field(2000, ge=10, le=100_000)
     """Resamples behind each interval."""
-
-    @model_validator(mode="after")
-    def _ends(self) -> "ProximityConfig":
-        return self
 
 
 class ClampConfig(Section):

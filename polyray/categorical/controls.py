@@ -314,5 +314,6 @@ def _relabelled(taken: Bool[Tensor, "G P n"], place: Int64[Tensor, "G n"]) -> Bo
 def _empty(name: str, n_draws: int, n: int) -> Control:
     none = torch.full((n_draws, n), torch.nan, dtype=torch.float64)
     deciles = torch.full((n_draws, n, kernel.N_GROUPS), torch.nan, dtype=torch.float64)
-    scores = Scores(none, *(none.clone() for _ in range(2)), deciles, *(none.clone() for _ in range(3)))
+    h, p, tau, first, agreeing = (none.clone() for _ in range(5))
+    scores = Scores(none, h, p, deciles, tau, first, agreeing)
     return Control(name, scores, torch.zeros(n_draws, n, dtype=torch.bool))

@@ -11,7 +11,7 @@ import ray
 from polyray.cluster.plan import Sweep, Work
 from polyray.cluster.scoring import WORKERS
 from polyray.cluster.text_plan import TextSweep
-from polyray.cluster.text_work import TextWorker
+from polyray.cluster.text_score import TextScorer
 from polyray.cluster.units import Failed, UnitWorker
 from polyray.config import PoolConfig
 from polyray.records import Receipt
@@ -24,7 +24,7 @@ AnySweep = Sweep | TextSweep
 
 def _worker(kind: str, sweep: AnySweep) -> UnitWorker:
     if isinstance(sweep, TextSweep):
-        return TextWorker(sweep)
+        return TextScorer(sweep)
     return WORKERS[kind](sweep)
 
 
