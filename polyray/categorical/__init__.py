@@ -6,6 +6,7 @@ plain calls on arrays. None of it knows Ray, paths or actors.
 
     count       tokens of the corpus, without the model; which are frequent enough
     mine        mean activation of every neuron at every such token; its core-tokens
+    published   or, in place of mining, core-tokens that others have published
     clamp       a neuron held at a value: what changes behind it?
 
 Arrays that the stages share (T kept tokens, N neurons of a layer, C = 100 core-tokens, P = 10 precursors):
