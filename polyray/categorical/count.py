@@ -42,8 +42,8 @@ def count_tokens(tokens: Int[Tensor, "*n"], counted: Bool[Tensor, "*n"], n_vocab
     """
     if tokens.numel() and int(tokens.max()) >= n_vocab:
         raise DataError(
-            f"token id {int(tokens.max()):,} is beyond the model's {n_vocab:,} tokens: the tokenizer belongs to another "
-            "model."
+            f"token id {int(tokens.max()):,} is beyond the model's {n_vocab:,} tokens: the tokenizer is that of "
+            "another model."
         )
     return torch.bincount(tokens[counted].long(), minlength=n_vocab)
 
