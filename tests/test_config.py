@@ -321,6 +321,9 @@ UNSET: dict[str, Any] = {
     "plant": {},
     "swap": {},
     "n_neurons": 5,
+    "context": 64,
+    "label_column": "genre",
+    "clamp": {},
     "band": [0.5, 0.6],
     "address": "auto",
     "memory_gb": 2.5,
@@ -347,7 +350,7 @@ def another(key: str, field: FieldInfo, value: Any) -> Any:
     return next((c for c in choices if c != value), f"{value}-2")
 
 
-SEALED = {"probe.kind", "encoder.kind", "subject.name", "subject.factory"}
+SEALED = {"method", "probe.kind", "encoder.kind", "subject.name", "subject.factory"}
 """What cannot be changed alone: other keys go with it."""
 
 
