@@ -132,8 +132,8 @@ def proximity(
         for some in at.split(_CHUNK):
             part = everyone.rows(some, n)
             cosine = kernel.cosines(embeddings, part.core, part.core)
+            cosine[cosine.isnan().any(2).any(1)] = torch.nan
             near = kernel.proximity(cosine, part.taken)
-            near[cosine.isnan().any(2).any(1)] = torch.nan
             basis = kernel.basis(cosine, part.taken, part.counted)
             dimensional, scores, loadings = scored(near, part.counted, null, settings)
             for whole, piece in zip(out.scores, scores, strict=True):
