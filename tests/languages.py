@@ -1,5 +1,6 @@
 """Tiny random language models of every family, in transformers' format on disk, made in the tests."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ CONFIGS = {
 
 def tiny_language(kind: str) -> PreTrainedModel:
     """A model with its head, whose weights, norms and biases are all random."""
-    config = CONFIGS[kind]
+    config = copy.deepcopy(CONFIGS[kind])  # saving a model in another precision writes that into its config
     maker = AutoModelForMaskedLM if config.model_type == "bert" else AutoModelForCausalLM
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)

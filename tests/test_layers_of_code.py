@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-WALLED = ["polyray.kernels", "polyray.psi", "polyray.models", "polyray.probes"]
+WALLED = ["polyray.kernels", "polyray.psi", "polyray.categorical", "polyray.models", "polyray.probes"]
 DECISIONS = ["polyray.cluster.plan", "polyray.cluster.dispatch", "polyray.cluster.work"]
 
 IMPORT_ALL = """

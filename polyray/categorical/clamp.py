@@ -75,7 +75,8 @@ class Effect:
     """Mean of clamped minus actual activation of each."""
     control_change: Float64[Tensor, " K"]
     deviation: Float64[Tensor, " K"]
-    """Standard deviation of the actual activations of each at the positions, the unit to read changes in."""
+    """Standard deviation (divisor n − 1) of the actual activations of each at the positions, the unit to read changes
+    in; NaN for one position."""
     coherence: Float64[Tensor, " K"]
     """Of the taken-cluster of each, unclamped; NaN where fewer than two of its tokens have a weight."""
     coherence_change: Float64[Tensor, " K"]
@@ -265,13 +266,17 @@ def clamp(
                     n_contexts=len(part.tokens), n_positions=int(where.sum()), targets=targets,
                     change=(pair[0].activations - actual.activations).mean(0),
                     control_change=(pair[1].activations - actual.activations).mean(0),
-                    deviation=actual.activations.std(0), coherence=actual.coherence,
+                    deviation=_deviation(actual.activations), coherence=actual.coherence,
                     coherence_change=pair[0].coherence - actual.coherence,
                     control_coherence_change=pair[1].coherence - actual.coherence,
                     kl=_divergence(actual, pair[0]), control_kl=_divergence(actual, pair[1]),
                 )
             )  # fmt: skip
         return effects
+
+
+def _deviation(values: Tensor) -> Tensor:
+    return values.std(0) if len(values) > 1 and values.shape[1] else torch.full_like(values.sum(0), torch.nan)
 
 
 def _nothing(_: int, __: Tensor) -> None:

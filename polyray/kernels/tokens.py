@@ -14,7 +14,7 @@ SCALE = 2.0**24
 times with the largest value of float16 before a sum leaves its room."""
 
 ROOM = 2.0**62
-"""Sums stay below this, so that two of them can be added too."""
+"""What sums are kept to, half of what int64 holds: rounding cannot take one over the edge."""
 
 _CHUNK = 4_000_000
 """Values turned into integers at a time: bounds the working memory to about 50 MB."""
