@@ -116,7 +116,7 @@ def proximity(
     n_neurons, n_core = core.shape
     counted = taken.sum(2) >= settings.min_tokens
     out = Proximity(
-        Scores(*(_nan(n_neurons, *more) for more in ((), (), (), (kernel.N_GROUPS,), (), (), ()))),
+        no_scores(n_neurons),
         _nan(n_neurons, n_core),
         _nan(n_neurons, taken.shape[1]),
         torch.full((n_neurons,), -1, dtype=torch.int32),
@@ -182,6 +182,13 @@ def scored(
     difference = kernel.difference(values, settings.n_ends)
     scores = Scores(difference, h, p, deciles, tau, component.share, component.agreeing)
     return values, scores, component.loadings
+
+
+def no_scores(*shape: int) -> Scores:
+    """Scores to be filled in: nothing but NaN."""
+    deciles = _nan(*shape, kernel.N_GROUPS)
+    difference, h, p, tau, first, agreeing = (_nan(*shape) for _ in range(6))
+    return Scores(difference, h, p, deciles, tau, first, agreeing)
 
 
 def centred(embeddings: Float[Tensor, "T d"]) -> Float64[Tensor, "T d"]:

@@ -301,7 +301,7 @@ def test_ragged_targets_and_missing_neurons() -> None:
 
 def test_an_unknown_control_is_refused() -> None:
     targets, world = small()
-    with pytest.raises(ConfigError, match="unknown control 'membres'. Did you mean 'members'"):
+    with pytest.raises(ConfigError, match=r"unknown control 'membres'\. Did you mean 'members'"):
         controls(targets, world, SETTINGS, ["membres"])
 
 
