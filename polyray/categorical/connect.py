@@ -72,11 +72,13 @@ def connect(
             raise ModelError("a weight between two layers is not finite: the model's weights are damaged")
         neurons = torch.arange(start, start + len(target), device=w_in.device)
         best = largest(weights, n_precursors, seed, layer, neurons)
-        found = torch.where(best >= 0, weights.gather(1, best.clamp(min=0)), torch.nan)
+        found = torch.full(best.shape, torch.nan, dtype=torch.float64, device=best.device)
+        if len(source):
+            found = torch.where(best >= 0, weights.gather(1, best.clamp(min=0)), torch.nan)
         best = torch.where(found > 0, best, -1)
         found = torch.where(best >= 0, found, torch.nan)
         gate = torch.full_like(found, torch.nan)
-        if w_gate is not None:
+        if w_gate is not None and len(source):
             rows = w_gate[:, start : start + width].double().T
             by_gate = torch.stack([(source[best[:, p].clamp(min=0)] * rows).sum(1) for p in range(best.shape[1])], 1)
             gate = torch.where(best >= 0, by_gate, torch.nan)

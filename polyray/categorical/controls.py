@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from polyray.categorical.overlap import all_sizes, overlap
-from polyray.categorical.proximity import Scores, Settings, Targets, by_length, null_of, scored
+from polyray.categorical.proximity import Scores, Settings, Targets, by_length, no_scores, null_of, scored
 from polyray.errors import ConfigError, nearest
 from polyray.kernels import proximity as kernel
 from polyray.kernels import random
@@ -219,7 +219,10 @@ def controls(
     for name in names:
         if name not in CONTROLS:
             raise ConfigError(f"unknown control {name!r}.{nearest(name, CONTROLS)}")
-    out = {name: _empty(name, 1 if name in FIXED else settings.n_draws, len(targets)) for name in names}
+    out = {}
+    for name in names:
+        shape = (1 if name in FIXED else settings.n_draws, len(targets))
+        out[name] = Control(name, no_scores(*shape), torch.zeros(shape, dtype=torch.bool))
     for n, at in by_length(targets.core, torch.arange(len(targets))):
         null = null_of(n, settings)
         for some in at.split(_CHUNK):
@@ -309,11 +312,3 @@ def _reordered(near: Float64[Tensor, "G n P"], place: Int64[Tensor, "G n"]) -> F
 
 def _relabelled(taken: Bool[Tensor, "G P n"], place: Int64[Tensor, "G n"]) -> Bool[Tensor, "G P n"]:
     return taken.gather(2, place[:, None, :].expand_as(taken))
-
-
-def _empty(name: str, n_draws: int, n: int) -> Control:
-    none = torch.full((n_draws, n), torch.nan, dtype=torch.float64)
-    deciles = torch.full((n_draws, n, kernel.N_GROUPS), torch.nan, dtype=torch.float64)
-    h, p, tau, first, agreeing = (none.clone() for _ in range(5))
-    scores = Scores(none, h, p, deciles, tau, first, agreeing)
-    return Control(name, scores, torch.zeros(n_draws, n, dtype=torch.bool))

@@ -116,7 +116,7 @@ def proximity(
     n_neurons, n_core = core.shape
     counted = taken.sum(2) >= settings.min_tokens
     out = Proximity(
-        Scores(*(_nan(n_neurons, *more) for more in ((), (), (), (kernel.N_GROUPS,), (), (), ()))),
+        no_scores(n_neurons),
         _nan(n_neurons, n_core),
         _nan(n_neurons, taken.shape[1]),
         torch.full((n_neurons,), -1, dtype=torch.int32),
@@ -132,8 +132,8 @@ def proximity(
         for some in at.split(_CHUNK):
             part = everyone.rows(some, n)
             cosine = kernel.cosines(embeddings, part.core, part.core)
+            cosine[cosine.isnan().any(2).any(1)] = torch.nan
             near = kernel.proximity(cosine, part.taken)
-            near[cosine.isnan().any(2).any(1)] = torch.nan
             basis = kernel.basis(cosine, part.taken, part.counted)
             dimensional, scores, loadings = scored(near, part.counted, null, settings)
             for whole, piece in zip(out.scores, scores, strict=True):
@@ -182,6 +182,13 @@ def scored(
     difference = kernel.difference(values, settings.n_ends)
     scores = Scores(difference, h, p, deciles, tau, component.share, component.agreeing)
     return values, scores, component.loadings
+
+
+def no_scores(*shape: int) -> Scores:
+    """Scores to be filled in: nothing but NaN."""
+    deciles = _nan(*shape, kernel.N_GROUPS)
+    difference, h, p, tau, first, agreeing = (_nan(*shape) for _ in range(6))
+    return Scores(difference, h, p, deciles, tau, first, agreeing)
 
 
 def centred(embeddings: Float[Tensor, "T d"]) -> Float64[Tensor, "T d"]:

@@ -95,14 +95,20 @@ def dimensional(near: Float64[Tensor, "G n P"], counted: Bool[Tensor, "G P"]) ->
 
 
 def difference(values: Float64[Tensor, "G n"], n_ends: int) -> Float64[Tensor, " G"]:
-    """Mean of the first n_ends values less that of the last n_ends.
+    """Mean of the first n_ends values less that of the last n_ends, of which those that are NaN do not count.
 
     Returns:
-        NaN where n < 2 n_ends, which would compare a token with itself, and where a value that is needed is NaN.
+        NaN where n < 2 n_ends, which would compare a token with itself, and where all values of an end are NaN.
     """
     if values.shape[1] < 2 * n_ends:
         return torch.full((len(values),), torch.nan, dtype=torch.float64)
-    return (total(values[:, :n_ends]) - total(values[:, values.shape[1] - n_ends :])) / n_ends
+    return _mean(values[:, :n_ends]) - _mean(values[:, values.shape[1] - n_ends :])
+
+
+def _mean(values: Float64[Tensor, "G n"]) -> Float64[Tensor, " G"]:
+    known = ~values.isnan()
+    n = known.sum(1)
+    return torch.where(n > 0, total(torch.where(known, values, 0.0)) / n.clamp(min=1), torch.nan)
 
 
 def groups_of(n: int, n_groups: int = N_GROUPS) -> Int64[Tensor, " n"]:
@@ -117,9 +123,8 @@ def groups_of(n: int, n_groups: int = N_GROUPS) -> Int64[Tensor, " n"]:
 
 
 def group_means(values: Float64[Tensor, "G n"], group: Int64[Tensor, " n"]) -> Float64[Tensor, "G k"]:
-    """Mean of the values of each group; NaN where one of its values is."""
-    k = int(group[-1]) + 1
-    return torch.stack([total(values[:, group == i]) / (group == i).sum() for i in range(k)], dim=1)
+    """Mean of the values of each group that are not NaN; NaN where there is none."""
+    return torch.stack([_mean(values[:, group == i]) for i in range(int(group[-1]) + 1)], dim=1)
 
 
 class OrderNull(NamedTuple):

@@ -97,6 +97,11 @@ def test_difference_of_the_ends() -> None:
     assert kernel.difference(values, 3)[0] == pytest.approx(10 - 1)
     assert kernel.difference(values, 6)[0] == pytest.approx(6)
     assert kernel.difference(values, 7)[0].isnan(), "the ends would share tokens"
+    values[0, 1] = math.nan
+    assert kernel.difference(values, 3)[0] == pytest.approx(10 - 1)
+    assert kernel.group_means(values, kernel.groups_of(12))[0, :2].tolist() == [11, 9]
+    values[0, :3] = math.nan
+    assert kernel.difference(values, 3)[0].isnan()
 
 
 @pytest.mark.parametrize("n", [10, 23, 100])
