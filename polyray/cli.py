@@ -153,13 +153,8 @@ def _run(config: Config, out: str, as_json: bool) -> int:
             printed.print_planted(console, truth)
         if swapped:
             printed.print_swaps(console, swapped)
-        if (
-            n_failures := dataset["failures"]
-            .to_table(["item", "item_id"])
-            .group_by(["item", "item_id"])
-            .aggregate([])
-            .num_rows
-        ):
+        failed = dataset["failures"].to_table(["item", "item_id"])
+        if n_failures := failed.group_by(["item", "item_id"]).aggregate([]).num_rows:  # units may name the same item
             console.print(f"[bold yellow]note[/] {n_failures} images, patches or neurons failed; see table failures")
         console.print(f"done in {duration(seconds)}; run_id {outcome.run_id}")
         shown = ", ".join(escape(str(p)) for p in pictures)
