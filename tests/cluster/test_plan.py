@@ -100,7 +100,7 @@ def test_fixed_units_cover_every_item_once(n_images: int, n_neurons: dict[str, i
         assert fixed_works(stage, planned) == [Work(stage)]
 
 
-@given(counts, st.integers(2, 300), st.none() | st.integers(1, 250), st.integers(0, 60))
+@given(counts, st.integers(2, 256), st.none() | st.integers(1, 250), st.integers(0, 60))
 def test_swap_units_cover_every_swapped_neuron_once(
     n_neurons: dict[str, int], n_hosts: int, most: int | None, n_null: int
 ) -> None:
