@@ -4,12 +4,15 @@ import errno
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import torch
 from networks import EdgeNet, edge_net
 from torch import Tensor, nn
 
 from polyray import files
+from polyray.cluster.chain import ShardActor
+from polyray.cluster.text_plan import TextSweep
 
 MICRO_BATCH = 32
 
@@ -59,3 +62,17 @@ def unbuildable(pid: int) -> nn.Module:
     if os.getpid() != pid:
         raise RuntimeError("this network cannot be built here")
     return edge_net()
+
+
+class DyingShard(ShardActor):
+    """A shard whose process ends, once, at the batch that the file `die_at` beside OUT names."""
+
+    def __init__(self, sweep: TextSweep, *more: Any) -> None:
+        super().__init__(sweep, *more)
+        self._at = Path(sweep.out).parent / "die_at"
+
+    def step(self, batch: int, hidden: object) -> object:
+        if self._at.exists() and batch == int(self._at.read_text()):
+            self._at.unlink()
+            os._exit(1)
+        return super().step(batch, hidden)

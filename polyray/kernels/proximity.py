@@ -78,7 +78,7 @@ def proximity(
     undefined = n_others == 0
     missing = cosine.isnan()
     if missing.any():
-        undefined |= (missing.double() @ member) > 0
+        undefined = undefined | ((missing.double() @ member) > 0)
         cosine = cosine.nan_to_num(0.0)
     return torch.where(undefined, torch.nan, cosine @ member / n_others.clamp(min=1))
 

@@ -1,0 +1,198 @@
+"""The categorical census of a tiny language model on Ray: whole, the same for every cut, after the loss of a shard."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sweeps import HALF_CPU, command, digests, printed_json, write_config
+from tokenizers import Tokenizer as Backend
+from tokenizers import models, pre_tokenizers
+from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedTokenizerFast
+from troubles import DyingShard
+
+import polyray
+from polyray.cluster import chain
+from polyray.store import Store
+
+N_WORDS, N_NEURONS, N_LAYERS = 120, 40, 3
+N_DOCUMENTS = 300
+"""Two units of tokenise."""
+
+
+@pytest.fixture(scope="module")
+def language(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random GPT-2, its tokenizer and a corpus in which two documents cannot be used."""
+    folder = tmp_path_factory.mktemp("language")
+    words = [f"w{i}" for i in range(N_WORDS)]
+    backend = Backend(models.WordLevel({w: i for i, w in enumerate([*words, "<eot>", "<unk>"])}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eot>", unk_token="<unk>").save_pretrained(folder)
+    shape = GPT2Config(vocab_size=N_WORDS + 2, n_embd=12, n_inner=N_NEURONS, n_layer=N_LAYERS, n_head=3, n_positions=16)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model = AutoModelForCausalLM.from_config(shape)
+        for parameter in model.parameters():
+            parameter.data.normal_(0.0, 0.4)
+    model.save_pretrained(folder)
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice(words, int(rng.integers(1, 40)))) for _ in range(N_DOCUMENTS)]
+    texts[7], texts[290] = "", "   "
+    lines = [json.dumps({"text": t, "label": f"l{i % 3}"}) for i, t in enumerate(texts)]
+    (folder / "corpus.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+def raw(folder: Path, **execution: Any) -> dict[str, Any]:
+    return {
+        "science": {
+            "method": "categorical",
+            "model": {"path": str(folder), "context": 16, "micro_batch": 4},
+            "corpus": {"path": str(folder / "corpus.jsonl")},
+            "core": {"n_core": 40, "min_count": 3},
+            "connect": {"n_precursors": 6},
+            "overlap": {"min_tokens": 6, "min_clusters": 3},
+            "proximity": {"n_permutations": 50, "n_draws": 2, "n_bootstrap": 50},
+            "clamp": {"n_neurons": 2, "n_contexts": 8},
+        },
+        "execution": {"shard": HALF_CPU | {"max": 1}, "scoring": HALF_CPU | {"max": 1}} | execution,
+    }
+
+
+@pytest.fixture(scope="module")
+def census(language: Path, ray_here: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """The whole census with one shard, and what the command printed."""
+    out = tmp_path_factory.mktemp("census") / "out"
+    config = write_config(out.parent / "whole.yaml", raw(language))
+    result = command("run", config, "--out", out, "--json")
+    assert result.exit_code == 0, result.output
+    return out, printed_json(result)
+
+
+def test_a_census_has_all_its_tables_and_every_neuron_a_row(census: tuple[Path, dict[str, Any]]) -> None:
+    out, printed = census
+    data = polyray.open(out)
+    rows = data["proximity"].to_table().to_pylist()
+    assert len(rows) == N_LAYERS * N_NEURONS == len({(r["layer"], r["neuron"]) for r in rows})
+    assert {r["status"] for r in rows} == {"ok", "excluded"}
+    assert {r["reason"] for r in rows if r["layer"] == "h.0"} == {"no layer before it"}
+    documents = data["documents"].to_table().to_pylist()
+    assert [r["document"] for r in documents if r["status"] == "failed"] == [7, 290]
+    assert {r["reason"] for r in documents} == {None, "empty"}
+    assert [r["layer"] for r in printed["layers"]] == ["h.1", "h.2", None]
+    conditions = {r["condition"] for r in data["categorical"].to_table().to_pylist()}
+    assert {"actual", "order", "precursors_matched", "precursors_random", "tokens_same_frequency"} <= conditions
+    assert (out / "categorical.png").stat().st_size > 10_000
+    clamps = data["clamps"].to_table().to_pylist()
+    assert {r["layer"] for r in clamps} == {"h.0", "h.1"}, "the last layer feeds none that is swept"
+    assert len(clamps) >= 4
+
+
+def test_token_statistics_are_those_of_a_loop(census: tuple[Path, dict[str, Any]], language: Path) -> None:
+    """transformers' own forward over the contexts as they are stored, token by token."""
+    out, _ = census
+    data = polyray.open(out)
+    model = AutoModelForCausalLM.from_pretrained(language).eval()
+    seen: list[torch.Tensor] = []
+    model.transformer.h[1].mlp.c_proj.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    sums: dict[int, Any] = {}
+    counts: dict[int, int] = {}
+    for row in data["contexts"].to_table().to_pylist():
+        seen.clear()
+        with torch.no_grad():
+            model(input_ids=torch.tensor([row["tokens"]]))
+        for token, document, value in zip(row["tokens"], row["documents"], seen[0][0].double().numpy(), strict=True):
+            if document is not None:
+                sums[token] = sums.get(token, 0.0) + value
+                counts[token] = counts.get(token, 0) + 1
+    kept = {r["token"]: r["count"] for r in data["tokens"].to_table().to_pylist()}
+    assert kept == {t: n for t, n in counts.items() if n >= 3}
+    stats = [r for r in data["token_stats"].to_table().to_pylist() if r["layer"] == "h.1"]
+    assert {r["token"] for r in stats} == set(kept)
+    for row in stats:
+        np.testing.assert_allclose(np.array(row["sums"]) / 2**24, sums[row["token"]], atol=1e-4)
+    core = {r["neuron"]: r for r in data["core_tokens"].to_table().to_pylist() if r["layer"] == "h.1"}
+    for neuron in (0, 17):
+        means = {t: sums[t][neuron] / counts[t] for t in kept}
+        best = sorted(means, key=lambda t: -means[t])[:40]
+        np.testing.assert_allclose(core[neuron]["means"], [means[t] for t in best], atol=1e-5)
+        assert core[neuron]["tokens"] == best
+
+
+def test_status_verify_and_plan_know_the_census(census: tuple[Path, dict[str, Any]], language: Path) -> None:
+    out, _ = census
+    status = printed_json(command("status", out, "--json"))
+    assert status["finished"]
+    assert {s["stage"]: s["n_done"] for s in status["stages"]} == {
+        "tokenise": 2, "count": 1, "mine": 3, "core": 3, "connect": 3, "overlap": 3, "proximity": 3, "clamp": 3,
+        "summarise": 1,
+    }  # fmt: skip
+    verified = command("verify", out, "--json")
+    assert verified.exit_code == 0, verified.output
+    planned = printed_json(command("plan", write_config(out.parent / "plan.yaml", raw(language)), "--json"))
+    assert planned["feasible"]
+    assert planned["n_neurons"] == N_LAYERS * N_NEURONS
+    assert planned["units"] == {s["stage"]: s["n_done"] for s in status["stages"]}
+
+
+def test_cuts_passes_and_checkpoints_change_nothing(
+    census: tuple[Path, dict[str, Any]], language: Path, tmp_path: Path
+) -> None:
+    """Two shards, a pass a layer, a checkpoint after every batch."""
+    execution = {"shard": HALF_CPU | {"max": 2}, "stats_gb": 1e-9, "checkpoint_s": 1e-6}
+    config = write_config(tmp_path / "cut.yaml", raw(language, **execution))
+    result = command("run", config, "--out", tmp_path / "out", "--json")
+    assert result.exit_code == 0, result.output
+    assert digests(tmp_path / "out") == digests(census[0])
+    assert Store(tmp_path / "out").committed(chain.CUT) == {}, "checkpoints are retired"
+
+
+def test_the_loss_of_a_shard_changes_nothing(
+    census: tuple[Path, dict[str, Any]], language: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chain, "ShardActor", DyingShard)
+    (tmp_path / "die_at").write_text("9")
+    execution = {"shard": HALF_CPU | {"max": 2}, "checkpoint_s": 1e-6}
+    config = write_config(tmp_path / "lost.yaml", raw(language, **execution))
+    result = command("run", config, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "a shard was lost" in result.output
+    assert "all go back to batch 0" not in result.output, "the checkpoint was used"
+    assert not (tmp_path / "die_at").exists()
+    assert digests(tmp_path / "out") == digests(census[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"model": {"layers": [1, 7]}}, "layers 0 to 2"),
+        ({"model": {"path": "/nowhere"}}, "/nowhere"),
+        ({"model": {"context": 17}}, "more than the model's 16"),
+        ({"corpus": {"path": "/nowhere.jsonl"}}, "does not exist"),
+        ({"corpus": {"label_column": "genre"}}, "genre"),
+        ({"core": {"n_core": 20}, "proximity": {"n_ends": 11}}, "2 × proximity.n_ends"),
+        ({"overlap": {"min_token": 6}}, "Did you mean 'min_tokens'"),
+    ],
+)
+def test_what_cannot_be_swept_is_refused_before_anything_is_written(
+    language: Path, tmp_path: Path, change: dict[str, Any], said: str
+) -> None:
+    bad = raw(language)
+    for section, values in change.items():
+        bad["science"][section] = bad["science"].get(section, {}) | values
+    result = command("run", write_config(tmp_path / "bad.yaml", bad), "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    assert said in result.output.replace("\n", "")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_corpus_without_a_frequent_token_stops_with_the_numbers(
+    language: Path, ray_here: None, tmp_path: Path
+) -> None:
+    rare = raw(language)
+    rare["science"]["core"]["min_count"] = 10_000
+    result = command("run", write_config(tmp_path / "rare.yaml", rare), "--out", tmp_path / "out")
+    assert result.exit_code == 3
+    assert "no token occurs 10,000 times" in result.output.replace("\n", " ")
