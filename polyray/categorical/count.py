@@ -33,10 +33,18 @@ def count_tokens(tokens: Int[Tensor, "*n"], counted: Bool[Tensor, "*n"], n_vocab
     """How often each token id occurs among the tokens to be counted. Counts of parts of a corpus add up.
 
     Args:
-        tokens: token ids, each below n_vocab.
+        tokens: token ids.
         counted: which of them are tokens of the corpus.
-        n_vocab: V.
+        n_vocab: V, as the model has it.
+
+    Raises:
+        DataError: a token id is beyond the vocabulary: the tokenizer is that of another model.
     """
+    if tokens.numel() and int(tokens.max()) >= n_vocab:
+        raise DataError(
+            f"token id {int(tokens.max()):,} is beyond the model's {n_vocab:,} tokens: the tokenizer is that of "
+            "another model."
+        )
     return torch.bincount(tokens[counted].long(), minlength=n_vocab)
 
 

@@ -60,6 +60,12 @@ def test_a_corpus_without_a_frequent_token_is_refused() -> None:
         select(torch.zeros(VOCAB, dtype=torch.int64), 1)
 
 
+def test_tokens_of_another_models_tokenizer_are_refused() -> None:
+    tokens, _, counted = corpus()
+    with pytest.raises(DataError, match=f"{int(tokens.max())} is beyond the model's 20 tokens"):
+        count_tokens(tokens, counted, 20)
+
+
 @pytest.mark.parametrize("kind", ["gpt2", "gpt_neox", "llama", "bert"])
 def test_means_are_those_of_a_double_loop(kind: str, tmp_path: Path) -> None:
     network, folder = saved(kind, tmp_path)
