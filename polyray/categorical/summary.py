@@ -85,6 +85,8 @@ class Row(NamedTuple):
     """Mean difference."""
     gap: Figure
     """Share of positive differences of the actual neurons less that of the condition, paired by neuron; 0 of itself."""
+    remaining: Figure
+    """What the condition leaves of the excess of that share over one half: 1 all, 0 none, below 0 the reverse."""
     tau: Figure
     """Kendall's tau-b of activation and mean dimensional proximity over deciles, pooled over neurons and draws."""
     kruskal: Figure
@@ -94,7 +96,7 @@ class Row(NamedTuple):
     requalifying: float
     """Share of neurons that would qualify by the clusters of this condition."""
     verdict: str
-    """What the control says: `verdict_of`."""
+    """What the control says: `verdict_of`; empty for the actual neurons."""
 
 
 def summarise(layers: Sequence[LayerScores], seed: int, n_bootstrap: int = 2000) -> list[Row]:
@@ -109,15 +111,22 @@ def summarise(layers: Sequence[LayerScores], seed: int, n_bootstrap: int = 2000)
     return rows + _rows(layers, None, seed, n_bootstrap)
 
 
-def verdict_of(positive: Figure, gap: Figure) -> str:
+def verdict_of(actual: Figure, remaining: Figure) -> str:
     """What a control says of the effect, at 95 %.
 
+    Args:
+        actual: share of positive differences of the actual neurons.
+        remaining: what the control leaves of its excess over one half.
+
     Returns:
-        "kept": the share is above one half, and not shown to be less than that of the actual neurons; "weakened":
-        above one half, but less; "gone": not shown to be above one half, and less; "undecided": neither is shown.
+        "no effect": the share is not shown to be above one half; "kept": more than half of the excess remains; "gone":
+        less than half does; "undecided": neither is shown.
     """
-    there, less = positive.low > 0.5, gap.low > 0
-    return {(True, False): "kept", (True, True): "weakened", (False, True): "gone"}.get((there, less), "undecided")
+    if not actual.low > 0.5:
+        return "no effect"
+    if remaining.low > 0.5:
+        return "kept"
+    return "gone" if remaining.high < 0.5 else "undecided"
 
 
 def _rows(layers: Sequence[LayerScores], index: int | None, seed: int, n_bootstrap: int) -> list[Row]:
@@ -132,7 +141,8 @@ def _rows(layers: Sequence[LayerScores], index: int | None, seed: int, n_bootstr
         again = np.concatenate([c.qualifies.double().mean(0).numpy() for c in some])
         share = float(again.mean()) if len(again) else math.nan
         own = _values([c.scores for c in some], 0)
-        rows.append(_row(index, name, own, actual, group, layer_of, share, seed, n_bootstrap))
+        row = _row(index, name, own, actual, group, layer_of, share, seed, n_bootstrap)
+        rows.append(row._replace(verdict=verdict_of(rows[0].positive, row.remaining)))
     return rows
 
 
@@ -170,21 +180,28 @@ def _row(
     n_bootstrap: int,
 ) -> Row:
     gap = actual.positive - own.positive
-    columns = np.column_stack([own.positive, own.difference, gap, own.kruskal, own.first, own.deciles])
+    paired = np.where(np.isnan(own.positive), np.nan, actual.positive)
+    columns = np.column_stack([own.positive, own.difference, gap, own.kruskal, own.first, paired, own.deciles])
     # A decile counts only in neurons that have all of them, so that all deciles are of the same neurons.
-    columns[np.isnan(own.deciles).any(1), 5:] = np.nan
+    columns[np.isnan(own.deciles).any(1), 6:] = np.nan
     means, drawn = _resampled(columns, group, layer_of, seed, n_bootstrap)
-    tau = float(kernel.tau(torch.from_numpy(means[None, 5:]))[0])
-    taus = kernel.tau(torch.from_numpy(drawn[:, 5:])).numpy()
+    tau = float(kernel.tau(torch.from_numpy(means[None, 6:]))[0])
+    taus = kernel.tau(torch.from_numpy(drawn[:, 6:])).numpy()
     there = ~np.isnan(own.positive)
     positive, difference, apart, kruskal, first = (_figure(means[i], drawn[:, i]) for i in range(5))
     n = int(there.sum())
-    verdict = "" if condition == "actual" else verdict_of(positive, apart)
+    remaining = _figure(float(_remaining(means[2:3], means[5:6])[0]), _remaining(drawn[:, 2], drawn[:, 5]))
     return Row(
         index, condition, n, len(np.unique(group[there])), positive,
-        Figure(positive.value, *wilson(round(float(own.positive[there].sum())), n)), difference, apart,
-        _figure(tau, taus), kruskal, first, requalifying, verdict,
+        Figure(positive.value, *wilson(round(float(own.positive[there].sum())), n)), difference, apart, remaining,
+        _figure(tau, taus), kruskal, first, requalifying, "",
     )  # fmt: skip
+
+
+def _remaining(gap: NDArray[np.float64], actual: NDArray[np.float64]) -> NDArray[np.float64]:
+    """1 − gap / excess of the actual share over one half; NaN where there is no excess."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(actual > 0.5, 1 - gap / (actual - 0.5), np.nan)
 
 
 def _figure(value: float, drawn: NDArray[np.float64]) -> Figure:

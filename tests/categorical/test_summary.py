@@ -61,6 +61,7 @@ def test_figures_are_means_over_neurons() -> None:
     share = (some[0].controls["order"].scores.difference > 0).double().mean(0).numpy()
     assert order.positive.value == pytest.approx(share.mean())
     assert order.gap.value == pytest.approx(((d > 0) - share)[known].mean())
+    assert order.remaining.value == pytest.approx((share[known].mean() - 0.5) / ((d[known] > 0).mean() - 0.5))
     assert order.requalifying == pytest.approx(float(some[0].controls["order"].qualifies.double().mean()))
     pooled = rows[4]
     both = np.concatenate([d[known], some[1].scores.difference.numpy()])
@@ -146,11 +147,23 @@ def test_verdicts() -> None:
     def figure(low: float) -> Figure:
         return Figure(low + 0.1, low, low + 0.2)
 
-    assert verdict_of(figure(0.6), figure(-0.1)) == "kept"
-    assert verdict_of(figure(0.6), figure(0.1)) == "weakened"
-    assert verdict_of(figure(0.4), figure(0.1)) == "gone"
-    assert verdict_of(figure(0.4), figure(-0.1)) == "undecided"
-    assert verdict_of(figure(math.nan), figure(math.nan)) == "undecided"
+    assert verdict_of(figure(0.6), figure(0.6)) == "kept"
+    assert verdict_of(figure(0.6), figure(0.2)) == "gone"
+    assert verdict_of(figure(0.6), figure(-1.0)) == "gone"
+    assert verdict_of(figure(0.6), figure(0.4)) == "undecided"
+    assert verdict_of(figure(0.4), figure(0.6)) == "no effect"
+    assert verdict_of(figure(math.nan), figure(math.nan)) == "no effect"
+    rows = summarise(layers((300,), shift=1.5), 0, 200)
+    assert rows[1].verdict == "gone"
+    assert abs(rows[1].remaining.value) < 0.2
+    kept = layers((300,), shift=1.5)
+    scored = kept[0].scores
+    same = Scores(*(x[None] for x in scored))
+    again = summarise(
+        [LayerScores(1, kept[0].group, scored, {"same": Control("same", same, same.p[:, :] < 2)})], 0, 200
+    )
+    assert again[1].remaining == (1, 1, 1)
+    assert again[1].verdict == "kept"
 
 
 def test_layer_diagnosis() -> None:
