@@ -67,6 +67,9 @@ class OverlapConfig(Section):
 class ProximityConfig(Section):
     """Activation against dimensional proximity."""
 
+    centred: bool = False
+    """Take the embeddings less their mean over the tokens, which nearly all of their cosines are made of; the paper
+    takes them as they are."""
     n_ends: int = Field(10, ge=1)
     """Core-tokens of highest and of lowest activation whose mean proximities are compared."""
     n_permutations: int = Field(1000, ge=10, le=100_000)

@@ -47,8 +47,9 @@ class TextScorer(TextWorker):
 
     @cached_property
     def _embeddings(self) -> Tensor:
-        """Input embeddings of the kept tokens."""
-        return self.model.input_embeddings()[self.kept.ids]
+        """Input embeddings of the kept tokens; less their mean where the config asks for it."""
+        raw = self.model.input_embeddings()[self.kept.ids]
+        return proximity.centred(raw) if self.science.proximity.centred else raw
 
     @cached_property
     def _contexts(self) -> clamp.Contexts:
@@ -335,7 +336,7 @@ def _summary_rows(rows: list[summary.Row], n_neurons: dict[int, int]) -> pa.Tabl
         "wilson_low": [_number(r.wilson.low) for r in rows],
         "wilson_high": [_number(r.wilson.high) for r in rows],
     }
-    for name in ("positive", "difference", "gap", "tau", "kruskal", "first"):
+    for name in ("positive", "difference", "gap", "remaining", "tau", "kruskal", "first"):
         for end, part in (("", "value"), ("_low", "low"), ("_high", "high")):
             out[name + end] = [_number(getattr(getattr(r, name), part)) for r in rows]
     return columns.table("categorical", out)
