@@ -85,7 +85,7 @@ class ClampConfig(Section):
 
     n_neurons: int = Field(8, ge=1)
     """Qualifying neurons of each layer, drawn uniformly."""
-    n_contexts: int = Field(64, ge=1)
+    n_contexts: int = Field(8, ge=1)
     """Contexts of the corpus, drawn uniformly, in which they are clamped."""
 
 
