@@ -11,7 +11,7 @@ from rich.console import Console
 from sweeps import by_hand, write_config
 
 import polyray
-from polyray import cli
+from polyray import printed
 from polyray.cluster import vary
 from polyray.cluster.resolve import resolve
 from polyray.cluster.scoring import WORKERS
@@ -93,7 +93,7 @@ def test_table_and_figure(swept: Dataset, tmp_path: Path) -> None:
 
 def test_what_a_terminal_shows(swept: Dataset) -> None:
     shown = io.StringIO()
-    cli._print_planted(Console(file=shown, width=200), planted.records(swept))
+    Console(file=shown, width=200).print(printed.planted_table(planted.records(swept)))
     text = shown.getvalue()
     for word in (*PLANTED_KINDS, LAYER, *planted.COLUMNS):
         assert word in text

@@ -245,7 +245,7 @@ def test_each_pooled_image_shows_the_peak_of_its_neuron(edge: Edge) -> None:
 
 def test_every_neuron_s_peak_is_kept_in_the_images_drawn_for_swaps(edge: Edge) -> None:
     n_random = 25
-    chosen = edge.settings.model_copy(update={"swap": SwapConfig(n_random=n_random)})
+    chosen = edge.settings.model_copy(update={"swap": SwapConfig(n_random=n_random, n_hosts=5)})
     asked = replace(edge, settings=chosen)
     hashes = [int(random.bits(chosen.seed, random.SWAP_IMAGE, 0, e)) for e in range(N)]
     expected = sorted(sorted(range(N), key=lambda e: hashes[e])[:n_random])
@@ -273,7 +273,7 @@ def test_nothing_is_kept_where_nothing_is_swapped(edge: Edge) -> None:
 
 
 def test_images_for_swaps_are_drawn_among_distinct_ones_and_those_gone_are_left_out() -> None:
-    chosen = science(subject={"input_px": 8, "micro_batch": 4}, mine={"k_min": 6}, swap={"n_random": 6})
+    chosen = science(subject={"input_px": 8, "micro_batch": 4}, mine={"k_min": 6}, swap={"n_random": 6, "n_hosts": 3})
     pictures = noise_pictures(15, 8)
     subject = subject_of(Colours(), 8)
     info = subject.readouts.layers(["read"])[0]

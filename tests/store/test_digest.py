@@ -31,6 +31,7 @@ KINDS = [
     pa.list_(pa.float64()),
     pa.list_(pa.string()),
     pa.list_(pa.binary()),
+    pa.list_(pa.bool_()),
 ]
 SCHEMA = pa.schema([("id", pa.int32()), ("name", pa.string()), *((str(k), k) for k in KINDS)])
 KEY = ("id", "name")
