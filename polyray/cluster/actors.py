@@ -45,14 +45,24 @@ class WorkerActor:
 
 def start(kind: str, sweep_ref: ray.ObjectRef, pool: PoolConfig, env: dict[str, str]) -> ray.actor.ActorHandle:
     """Asks Ray for an actor; it never restarts by itself, since the dispatcher decides what a death means."""
-    options = {
+    options = actor_options(pool) | {"runtime_env": {"env_vars": env}}
+    return ray.remote(WorkerActor).options(**options).remote(kind, sweep_ref)
+
+
+def actor_options(pool: PoolConfig) -> dict[str, object]:
+    """What Ray is asked to set aside for an actor that never restarts by itself."""
+    options: dict[str, object] = {
         "num_cpus": pool.num_cpus,
         "num_gpus": pool.num_gpus,
         "max_restarts": 0,
         "max_task_retries": 0,
         "max_concurrency": 1,
-        "runtime_env": {"env_vars": env},
     }
-    if pool.memory_gb is not None:
-        options["memory"] = int(pool.memory_gb * _GIB)
-    return ray.remote(WorkerActor).options(**options).remote(kind, sweep_ref)
+    return options | ({} if pool.memory_gb is None else {"memory": int(pool.memory_gb * _GIB)})
+
+
+def reason_of(error: Exception) -> str:
+    """The last line of an error that says something: Ray wraps causes in pages of text."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = [line for line in lines if "Error:" in line]
+    return (told or lines or [type(error).__name__])[-1][:500]

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 import ray
 import ray.exceptions as rx
 
+from polyray.cluster.actors import actor_options, reason_of
 from polyray.cluster.dispatch import Progress
 from polyray.cluster.plan import Work
 from polyray.cluster.shard import ShardWorker
@@ -21,7 +22,6 @@ from polyray.cluster.text_plan import TextSweep, layer_index, passes, shards
 from polyray.cluster.text_rows import n_batches
 from polyray.errors import StageError
 from polyray.records import PartInfo, Receipt
-from polyray.settings import PoolConfig
 from polyray.store import Store
 
 log = logging.getLogger(__name__)
@@ -123,14 +123,14 @@ class _Pass:
                 return
             except rx.RayError as e:
                 if isinstance(e, rx.RayTaskError):
-                    raise StageError(f"mining stopped: {_reason(e)}. What is committed stays; run again.") from e
+                    raise StageError(f"mining stopped: {reason_of(e)}. What is committed stays; run again.") from e
                 losses = 1 if self._position() > start else losses + 1
                 if losses >= MOST_LOSSES:
                     raise StageError(
                         f"shards were lost {losses} times in a row without a checkpoint in between, the last time: "
-                        f"{_reason(e)}. Lower execution.stats_gb or checkpoint_s, and run again."
+                        f"{reason_of(e)}. Lower execution.stats_gb or checkpoint_s, and run again."
                     ) from e
-                self._on_message(f"a shard was lost ({_reason(e)}); all go back to batch {self._position()}")
+                self._on_message(f"a shard was lost ({reason_of(e)}); all go back to batch {self._position()}")
             finally:
                 for actor in actors:
                     ray.kill(actor)
@@ -169,7 +169,7 @@ class _Pass:
     def _start(self, blocks: range, position: int) -> ray.actor.ActorHandle:
         execution, numerics = self._sweep.config.execution, self._sweep.science.numerics
         threads = str(numerics.threads)
-        options = _options(execution.shard) | {
+        options = actor_options(execution.shard) | {
             "runtime_env": {"env_vars": {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}}
         }
         cut = f"{CUT}/{self._name}/{position:07d}" if position else None
@@ -187,21 +187,3 @@ class _Pass:
         for key in self._store.committed(CUT):
             if key != but:
                 self._store.retire(key)
-
-
-def _options(pool: PoolConfig) -> dict[str, object]:
-    options: dict[str, object] = {
-        "num_cpus": pool.num_cpus,
-        "num_gpus": pool.num_gpus,
-        "max_restarts": 0,
-        "max_task_retries": 0,
-        "max_concurrency": 1,
-    }
-    return options | ({} if pool.memory_gb is None else {"memory": int(pool.memory_gb * 1024**3)})
-
-
-def _reason(error: Exception) -> str:
-    """The last line of an error that says something: Ray wraps causes in pages of text."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = [line for line in lines if "Error:" in line]
-    return (told or lines or [type(error).__name__])[-1][:500]

@@ -350,7 +350,7 @@ class _Crew:
         if name not in self._handles:
             return
         self.let_go(name)
-        detail = _reason(error)
+        detail = actors.reason_of(error)
         self._on_message(f"actor {name} {cause.replace('_', ' ')}: {detail}")
         dispatcher.actor_left(name, cause, time.monotonic(), detail)
 
@@ -382,10 +382,3 @@ def _cause(error: Exception, *, starting: bool) -> Cause:
     if isinstance(error, rx.NodeDiedError) or getattr(error, "preempted", False):
         return "preempted"
     return "start_failed" if starting else "died"
-
-
-def _reason(error: Exception) -> str:
-    """The last line of an error that says something: Ray wraps causes in pages of text."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = [line for line in lines if "Error:" in line]
-    return (told or lines or [type(error).__name__])[-1][:500]

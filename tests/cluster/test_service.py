@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polyray import columns
-from polyray.cluster import service
+from polyray.cluster import actors, service
 from polyray.cluster.dispatch import Dispatcher, Policy, Unit
 from polyray.cluster.plan import Sweep
 from polyray.cluster.resolve import Resolved
@@ -182,7 +182,7 @@ def test_cause_of_a_loss() -> None:
     ],
 )
 def test_reason_is_the_last_line_that_says_something(text: str, reason: str) -> None:
-    assert service._reason(Exception(text)) == reason
+    assert actors.reason_of(Exception(text)) == reason
 
 
 # Actors that wait for a place
