@@ -148,7 +148,9 @@ def _run(config: AnyConfig, out: str, as_json: bool) -> int:
             console.print(table)
         failed = dataset["failures"].to_table(["item", "item_id"])
         if n_failures := failed.group_by(["item", "item_id"]).aggregate([]).num_rows:  # units may name the same item
-            console.print(f"[bold yellow]note[/] {n_failures} items failed; see table failures")
+            console.print(
+                f"[bold yellow]note[/] {n_failures} images, patches, neurons or documents failed; see table failures"
+            )
         console.print(f"done in {duration(seconds)}; run_id {outcome.run_id}")
         shown = ", ".join(escape(str(p)) for p in told.pictures)
         console.print(f"at a glance: {shown}; the tables: polyray.open({escape(repr(out))})")

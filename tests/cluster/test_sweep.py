@@ -41,6 +41,7 @@ from polyray.cluster.dispatch import Policy
 from polyray.cluster.resolve import Resolved
 from polyray.psi.cluster import sizes
 from polyray.schema import NULL_KINDS, PRESETS, TABLES
+from polyray.text_tables import TEXT_TABLES
 from polyray.verify import verify
 
 # What befalls a sweep
@@ -234,7 +235,11 @@ def test_resuming_with_another_execution_half_is_allowed(
     assert printed_json(result)["stage_seconds"] == {}
     now = files_of(finished.out)
     # The picture is drawn, and the seal set, anew by every run that ends; nothing else is touched.
-    assert {n for n in now.keys() | before.keys() if now.get(n) != before.get(n)} <= {"_SUCCESS", "summary.png"}
+    assert {n for n in now.keys() | before.keys() if now.get(n) != before.get(n)} <= {
+        "_SUCCESS",
+        "summary.png",
+        "swaps.png",
+    }
     assert now["_SUCCESS"][1] == before["_SUCCESS"][1]
 
 
@@ -356,7 +361,7 @@ def test_all_negative_neurons_keep_their_best_examples(finished: Finished) -> No
 def test_tables_agree_with_each_other(finished: Finished) -> None:
     data = polyray.open(finished.out)
     # Nothing failed, so that no row of failures was written.
-    elsewhere = {name for name in TABLES if name.startswith(("plant", "sensitivity"))}
+    elsewhere = {name for name in TABLES if name.startswith(("plant", "sensitivity"))} | {t.name for t in TEXT_TABLES}
     assert set(data.tables) == set(TABLES) - {"failures"} - elsewhere
     ok = {(r["layer"], r["neuron"]): r for r in rows(finished, "neurons") if r["status"] == "ok"}
     clusters = rows(finished, "clusters")
@@ -527,7 +532,7 @@ def test_awkward_images_cost_themselves_a_row_and_nothing_else(
     }
     result = command("run", write_config(tmp_path / "c.yaml", raw), "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
-    assert f"{len(BROKEN)} images, patches or neurons failed; see table failures" in result.stdout
+    assert f"{len(BROKEN)} images, patches, neurons or documents failed; see table failures" in result.stdout
     assert "1 constant, 1 dead, 1 not finite" in result.stdout
     data = polyray.open(tmp_path / "out")
     images = data["images"].to_table().to_pylist()

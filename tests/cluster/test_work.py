@@ -8,7 +8,7 @@ import pytest
 from sweeps import LAYERS, WIDTHS
 
 from polyray.cluster import plan, scoring
-from polyray.cluster.plan import Sweep, stages, works
+from polyray.cluster.plan import SWAPPING, Sweep, stages, works
 from polyray.cluster.resolve import Resolved
 from polyray.cluster.scoring import WORKERS, ScoringWorker
 from polyray.cluster.work import Worker
@@ -51,7 +51,8 @@ def embedded(resolved: Resolved, tmp_path_factory: pytest.TempPathFactory) -> Em
     store.create_or_resume(resolved.identity, resolved.provenance, resolved.sweep.config.model_dump(mode="json"))
     sweep = replace(resolved.sweep, out=str(out))
     for kind in ("subject", "encoder"):
-        do(WORKERS[kind](sweep), store, *(stage for stage, of in stages(sweep.science).items() if of == kind))
+        of_kind = [stage for stage, of in stages(sweep.science).items() if of == kind and stage not in SWAPPING]
+        do(WORKERS[kind](sweep), store, *of_kind)
     return Embedded(sweep, out)
 
 
