@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from polyray.errors import DataError, nearest
@@ -27,6 +28,8 @@ from polyray.probes.probe_set import text_of, visible
 MAX_BYTES = 16 * 2**20
 """A document's UTF-8; above it, it is left out: tokenizers hold a document whole, at many times its size."""
 
+_ROWS = 16
+"""Rows of a Parquet file that are held at a time: what they take is bounded as long as a page of the file is."""
 _JSON = (".jsonl", ".ndjson", ".json")
 _DAMAGE = (EOFError, gzip.BadGzipFile, zlib.error, pa.ArrowException, OSError)
 
@@ -237,6 +240,8 @@ def _object(line: bytes | None) -> dict[str, Any]:
 
 
 def _label(value: Any) -> str | None:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
     return None if value is None or isinstance(value, (dict, list)) else str(value).encode("utf-8", "replace").decode()
 
 
@@ -250,20 +255,20 @@ class ParquetCorpus(Corpus):
         self._path, self._text = path, text_column
         file = self._file()
         fields = file.schema_arrow.names
+        label_column = label_column or ("label" if "label" in fields else None)
         for column in (text_column, label_column):
             if column is not None and column not in fields:
                 raise DataError(f"corpus {self.name!r} has no column {column!r}.{nearest(column, fields)}")
+            if fields.count(column) > 1:
+                raise DataError(f"corpus {self.name!r} has {fields.count(column)} columns {column!r}; name them apart.")
         kind = file.schema_arrow.field(text_column).type
-        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind)):
+        if not _is_text(kind):
             raise DataError(f"column {text_column!r} of corpus {self.name!r} holds {kind}, not text.")
         n = file.metadata.num_rows
         if n == 0:
             raise DataError(f"corpus {self.name!r} has no documents.")
         self.names = [f"row {row}" for row in range(n)]
-        column = label_column or ("label" if "label" in fields else None)
-        values = [None] * n if column is None else file.read([column])[column].to_pylist()
-        self.labels = [_label(value) for value in values]
+        self.labels = [None] * n if label_column is None else _labels(file.read([label_column])[label_column])
         self._ends: list[int] = []
         for group in range(file.metadata.num_row_groups):
             self._ends.append((self._ends[-1] if self._ends else 0) + file.metadata.row_group(group).num_rows)
@@ -282,15 +287,29 @@ class ParquetCorpus(Corpus):
         for group, end in enumerate(self._ends):
             if start < which.stop and end > which.start:
                 row = start
-                for batch in file.iter_batches(batch_size=256, row_groups=[group], columns=[self._text]):
-                    # As bytes: a text that is no UTF-8 is to cost itself, not the batch.
-                    column = batch.column(0)
-                    column = column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
-                    for value in column.cast(pa.large_binary()):
+                for batch in file.iter_batches(batch_size=_ROWS, row_groups=[group], columns=[self._text]):
+                    column = _as_bytes(batch.column(0))
+                    sizes = pc.fill_null(pc.binary_length(column), 0).to_numpy()
+                    for value, size in zip(column, sizes, strict=True):
                         if which.start <= row < which.stop:
-                            yield value.as_py()
+                            yield _TOO_LARGE if size > MAX_BYTES else value.as_py()
                         row += 1
             start = end
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return kind in (pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary(), pa.binary_view())
+
+
+def _as_bytes(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    """Texts as bytes: one that is no UTF-8 is to cost itself, not those beside it."""
+    kind = column.type
+    return column.cast(kind.value_type if pa.types.is_dictionary(kind) else kind).cast(pa.large_binary())
+
+
+def _labels(column: pa.ChunkedArray) -> list[str | None]:
+    return [_label(value) for value in (_as_bytes(column) if _is_text(column.type) else column).to_pylist()]
 
 
 class FolderCorpus(Corpus):

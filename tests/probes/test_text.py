@@ -3,6 +3,7 @@
 import gzip
 import json
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import pyarrow as pa
@@ -126,11 +127,93 @@ def test_parquet_of_other_types(tmp_path: Path) -> None:
     corpus = open_corpus(str(path), text_column="doc", label_column="kind")
     assert [d.reason for d in corpus.documents(range(4))] == [None, "no valid UTF-8", "no text", "empty"]
     assert corpus.labels == ["3", None, "3", "1"]
-    pq.write_table(pa.table({"text": pa.array(["b", "a", "b"]).dictionary_encode()}), path)
-    assert texts(open_corpus(str(path))) == ["b", "a", "b"]
+    strings = pa.array(["b", "a", "b"])
+    for column in (strings.dictionary_encode(), *(strings.cast(t) for t in (pa.large_string(), pa.string_view()))):
+        pq.write_table(pa.table({"text": column}), path)
+        assert texts(open_corpus(str(path))) == ["b", "a", "b"]
+    pq.write_table(pa.table({"text": pa.array([b"b", b"\xff"], pa.large_binary())}), path)
+    assert texts(open_corpus(str(path))) == ["b", None]
     pq.write_table(pa.table({"text": [1, 2]}), path)
     with pytest.raises(DataError, match="int64, not text"):
         open_corpus(str(path))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("kind", ["json", "parquet"])
+def test_labels_are_absent_by_default_or_named(kind: str, packed: bool, tmp_path: Path) -> None:
+    def written(rows: dict[str, list[object]]) -> str:
+        if kind == "json":
+            path = tmp_path / "a.jsonl"
+            path.write_text(
+                "".join(json.dumps(dict(zip(rows, r, strict=True))) + "\n" for r in zip(*rows.values(), strict=True))
+            )
+        else:
+            path = tmp_path / "a.parquet"
+            pq.write_table(pa.table(rows), path)
+        return str(gz(path) if packed else path)
+
+    body = {"text": WANT}
+    assert open_corpus(written(body)).labels == [None] * 3
+    both = body | {"label": ["x", None, "y"], "genre": [1, 2, None]}
+    assert open_corpus(written(both)).labels == ["x", None, "y"]
+    named = open_corpus(written(both), label_column="genre")
+    assert named.labels == ["1", "2", None]
+    assert named.describe()["n_classes"] == 2
+    assert texts(named) == WANT
+    elsewhere = written({"label": ["x", "y", "z"], "body": WANT})
+    assert texts(open_corpus(elsewhere, text_column="body")) == WANT
+    with pytest.raises(DataError, match="'text'"):
+        open_corpus(elsewhere)
+    with pytest.raises(DataError, match="'genre'"):
+        open_corpus(written(body), label_column="genre")
+
+
+def test_labels_that_are_no_utf8_are_labels(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    as_bytes = pa.array([b"good", b"b\xffd", None])
+    as_text = pa.Array.from_buffers(pa.string(), 3, as_bytes.buffers(), null_count=1)
+    for labels in (as_bytes, as_text, as_text.dictionary_encode()):
+        pq.write_table(pa.table({"text": ["x", "y", "z"], "label": labels}), path)
+        corpus = open_corpus(str(path))
+        assert corpus.labels == ["good", "b\ufffdd", None]
+        assert len(corpus.digest()) == 64
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "x", "label": "\\ud800"}\n{"text": "y", "label": [1]}\n')
+    assert open_corpus(str(tmp_path / "a.jsonl")).labels == ["?", None]
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.Table.from_arrays([pa.array(["x"]), pa.array(["y"])], names=["text", "text"]), path)
+    with pytest.raises(DataError, match="2 columns 'text'"):
+        open_corpus(str(path))
+
+
+@pytest.mark.parametrize("kind", ["a.jsonl", "a.jsonl.gz", "folder", "folder.gz", "a.parquet"])
+def test_an_enormous_document_is_never_held(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of 60 MB in Python; a Parquet file's page is beyond its reach, and held by Arrow."""
+    monkeypatch.setattr(text, "MAX_BYTES", 2**20)
+    size = 60 * 2**20
+    path = tmp_path / kind.removesuffix(".gz")
+    if kind.startswith("folder"):
+        path.mkdir()
+        for name, t in (("0.txt", "first"), ("1.txt", "y" * size), ("2.txt", "last")):
+            (path / name).write_text(t)
+            if kind.endswith(".gz"):
+                gz(path / name)
+                (path / name).unlink()
+    elif kind.endswith("parquet"):
+        pq.write_table(pa.table({"text": ["first", "y" * size, "last"]}), path)
+    else:
+        path.write_text("".join(json.dumps({"text": t}) + "\n" for t in ("first", "y" * size, "last")))
+        path = gz(path) if kind.endswith(".gz") else path
+    tracemalloc.start()
+    corpus = open_corpus(str(path))
+    found = list(corpus.documents(range(3)))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert [d.reason for d in found] == [None, text._TOO_LARGE.reason, None]
+    assert [d.text for d in found] == ["first", None, "last"]
+    assert peak < 10 * 2**20
 
 
 def test_corpora_that_cannot_be_used_as_a_whole(tmp_path: Path) -> None:
