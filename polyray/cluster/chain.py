@@ -122,7 +122,8 @@ class _Pass:
                 self._flow(actors, start, told)
                 return
             except rx.RayError as e:
-                if isinstance(e, rx.RayTaskError):
+                if isinstance(e, rx.RayTaskError) or getattr(e, "actor_init_failed", False):
+                    # What a shard itself raises it would raise again.
                     raise StageError(f"mining stopped: {reason_of(e)}. What is committed stays; run again.") from e
                 losses = 1 if self._position() > start else losses + 1
                 if losses >= MOST_LOSSES:

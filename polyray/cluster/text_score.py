@@ -19,7 +19,7 @@ from polyray.cluster.plan import Work
 from polyray.cluster.text_plan import layer_index
 from polyray.cluster.text_rows import context_length, contexts_of
 from polyray.cluster.text_work import TextWorker
-from polyray.errors import DataError
+from polyray.errors import DataError, ModelError
 from polyray.kernels import proximity as kernel
 from polyray.kernels import random
 from polyray.kernels.random import layer_word
@@ -29,6 +29,7 @@ from polyray.records import PartInfo
 from polyray.schema import TABLES
 
 NO_LAYER_BEFORE = "no layer before it"
+NO_PRECURSOR = "no precursor: no weight from the layer before is above 0"
 FAILED = "an activation is not finite, or too large to be added up"
 
 
@@ -95,7 +96,9 @@ class TextScorer(TextWorker):
         settings = self._settings(layer)
         core, _ = self.core(layer)
         taken = self._taken(layer, core)
+        precursors = self.precursors(layer)
         found = proximity.proximity(core, taken, self._embeddings, settings)
+        found.reason[(precursors < 0).all(1).numpy()] = NO_PRECURSOR
         before, _ = self.core(layer_name(layer_index(layer) - 1))
         chosen = torch.from_numpy(np.flatnonzero(np.array([r is None for r in found.reason]) & ~bad))
         targets = proximity.Targets(
@@ -103,7 +106,7 @@ class TextScorer(TextWorker):
             core[chosen],
             taken[chosen],
             taken[chosen].sum(2) >= settings.min_tokens,
-            self.precursors(layer)[chosen],
+            precursors[chosen],
         )
         world = controls.World(self._embeddings, controls.frequency_deciles(self.kept.counts), before)
         drawn = controls.controls(targets, world, settings)
@@ -135,19 +138,20 @@ class TextScorer(TextWorker):
         able = (feeds & torch.from_numpy(~self._failed(work.of_layer))).nonzero().squeeze(1)
         hashes = random.bits(self.science.seed, random.CLAMP_NEURON, layer_word(work.of_layer), able)
         chosen = able[hashes.argsort(stable=True)[: settings.n_neurons]].sort().values
-        distribution = clamp.measure(
-            self._whole,
-            self._contexts,
-            layer,
-            self.science.seed,
-            self.model.w_out(layer),
-            settings.n_contexts,
-            self.science.model.micro_batch,
-        )
         rows: list[pa.Table] = []
         failed: list[Failure] = []
+        distribution: clamp.Distribution | None = None
         for neuron in chosen.tolist():
             try:
+                distribution = distribution or clamp.measure(
+                    self._whole,
+                    self._contexts,
+                    layer,
+                    self.science.seed,
+                    self.model.w_out(layer),
+                    settings.n_contexts,
+                    self.science.model.micro_batch,
+                )
                 effects = clamp.clamp(
                     self._whole,
                     self._contexts,
@@ -163,8 +167,10 @@ class TextScorer(TextWorker):
                 )
                 rows.append(_clamp_rows(effects))
             except DataError as e:
+                rows.append(_unclamped(neuron, "excluded", str(e)))
+            except ModelError as e:  # what is held makes hidden states that the dtype has no room for
                 failed.append((work.of_layer, "neuron", neuron, str(e)))
-                rows.append(_unclamped(neuron, str(e)))
+                rows.append(_unclamped(neuron, "failed", str(e)))
         return self.write(work, {"clamps": columns.concat("clamps", rows)}, failed)
 
     def _summarise(self, work: Work) -> list[PartInfo]:
@@ -316,10 +322,10 @@ def _number(x: float | int) -> float | int | None:
     return None if isinstance(x, float) and np.isnan(x) else x
 
 
-def _unclamped(neuron: int, reason: str) -> pa.Table:
+def _unclamped(neuron: int, status: str, reason: str) -> pa.Table:
     rows: dict[str, Any] = {name: [None] for name in TABLES["clamps"].schema.names}
     return columns.table(
-        "clamps", rows | {"neuron": [neuron], "quantile": [0.0], "status": ["excluded"], "reason": [reason]}
+        "clamps", rows | {"neuron": [neuron], "quantile": [0.0], "status": [status], "reason": [reason]}
     )
 
 

@@ -35,6 +35,8 @@ class TextWorker(UnitWorker):
         if self.model.checkpoint.digest() != sweep.contents["model"]:
             raise ModelError(f"this node has another model at {self.science.model.path!r} than the driver.")
         self.tokenizer = Tokenizer(self.model.folder)
+        if self.tokenizer.digest() != sweep.contents["tokenizer"]:
+            raise ModelError(f"this node has another tokenizer at {self.science.model.path!r} than the driver.")
         self._kept: Kept | None = None
 
     @property

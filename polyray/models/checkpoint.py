@@ -141,9 +141,16 @@ class Checkpoint:
         return tensor
 
     def digest(self) -> str:
-        """64 hexadecimal digits of SHA-256 over config.json and all files of weights, in the order of their names."""
+        """64 hexadecimal digits of SHA-256 over config.json and all files of weights, in the order of their names.
+
+        Raises:
+            ModelError: a file is missing, cut short or no file of weights.
+        """
+        weights = sorted(set(self._files.values()))
+        for file in weights:
+            self._open(file)
         digest = hashlib.sha256()
-        for file in ["config.json", *sorted(set(self._files.values()))]:
+        for file in ["config.json", *weights]:
             with (self._folder / file).open("rb") as opened:
                 digest.update(hashlib.file_digest(opened, "sha256").digest())
         return digest.hexdigest()
