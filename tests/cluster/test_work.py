@@ -3,7 +3,9 @@
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from sweeps import LAYERS, WIDTHS
 
@@ -11,7 +13,8 @@ from polyray.cluster import plan, scoring
 from polyray.cluster.plan import SWAPPING, Sweep, stages, works
 from polyray.cluster.resolve import Resolved
 from polyray.cluster.scoring import WORKERS, ScoringWorker
-from polyray.cluster.work import Worker
+from polyray.cluster.work import SubjectWorker, Worker
+from polyray.errors import DataError
 from polyray.psi import space
 from polyray.records import Receipt
 from polyray.store import Store
@@ -151,3 +154,51 @@ def test_neurons_beyond_an_empty_pool_are_ok_and_say_that_they_are_not_calibrate
     assert {r["kind"] for r in store.read("null_neurons").to_pylist()} == {"rotation"}
     directions = [r["S"] for r in store.read("null_neurons").to_pylist()]
     assert max(directions) < 0.2, "random directions of as many dimensions as the vectors have"
+
+
+def test_images_lost_between_mining_and_swapping_cost_their_swaps_a_row(
+    embedded: Embedded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first host of all and one donor cannot be read any more; all other swaps are as if they could."""
+    scored = replace(embedded, out=tmp_path / "scored")
+    do(ScoringWorker(embedded.copy(scored.out)), Store(scored.out), "cluster", "draw", "calibrate", "summarise")
+    healthy, store = scored.copy(tmp_path / "healthy"), Store(tmp_path / "healthy")
+    do(SubjectWorker(healthy), store, *SWAPPING)
+    known = {identity_of(r): r for r in store.read("swaps").to_pylist()}
+    first = min(known)
+    lost = {known[first]["host_example"], next(r["source_example"] for r in known.values() if r["source_example"])}
+
+    worker = SubjectWorker(scored.copy(tmp_path / "broken"))
+    read = worker.probe.read
+
+    def gone(example: int) -> np.ndarray:
+        if example in lost:
+            raise DataError("No such file or directory")
+        return read(example)
+
+    monkeypatch.setattr(worker.probe, "read", gone)
+    store = Store(tmp_path / "broken")
+    do(worker, store, *SWAPPING)
+    rows = {identity_of(r): r for r in store.read("swaps").to_pylist()}
+    assert rows.keys() == known.keys()
+    n_failed = 0
+    for key, row in rows.items():
+        bad = [i for i in (row["host_example"], row["source_example"]) if i in lost]
+        if row["status"] == "not_swappable":
+            assert row == known[key]
+        elif bad:
+            assert row["status"] == "failed"
+            assert row["reason"] == f"image {bad[0]} cannot be read: No such file or directory"
+            assert row["response"] is row["effect"] is row["picture"] is None
+            n_failed += 1
+        else:
+            assert row["response"] == pytest.approx(known[key]["response"], rel=1e-5, abs=1e-6)
+    assert 0 < n_failed < len(rows) / 2
+    failures = store.read("failures").to_pylist()
+    assert {r["item_id"] for r in failures} == lost
+    assert {(r["stage"], r["item"], r["reason"]) for r in failures} == {("swap", "image", "No such file or directory")}
+    assert len(store.read("effects")) == len(Store(tmp_path / "healthy").read("effects"))
+
+
+def identity_of(row: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(row[c] for c in ("layer", "kind", "neuron", "host", "condition"))

@@ -131,6 +131,8 @@ def test_minilms_tokenizer() -> None:
     assert packed.tokens[1, -2:].tolist() == [102, 0]
     with pytest.raises(ModelError, match="end-of-text"):
         pack(done, tokenizer, 5, causal=True)
+    nothing = tokenize([Document(3, "\u200b", None), Document(4, "x", None)], tokenizer)
+    assert (nothing.docs, nothing.left_out) == ([4], [(3, "no tokens")])
     unknown = pack(tokenize([Document(0, "a \U0001f9ff", None)], tokenizer), tokenizer, 5, causal=False)
     assert int(unknown.counted.sum()) == 1
     assert unknown.mask.dtype == torch.bool

@@ -22,6 +22,8 @@ from polyray.schema import CONTRASTS, SWAP_CONDITIONS, TABLES
 LAYERS = ["first", "second", "third"]
 """In the last one nothing is swapped."""
 SWAPPED = {"first": list(range(0, 18, 2)), "second": [1, 3, 4, 5, 7], "third": []}
+WITHOUT_P = 8
+"""A neuron with a verdict, but without p of S."""
 BOXES = [("box 0-1 %", 0.01), ("box 1-4 %", 0.04), ("box 4-9 %", 0.09), ("box 9-16 %", 0.16), ("box over 16 %", 9.0)]
 TWO_SIDED = ("aligned-non_aligned", "non_aligned-random")
 N_BOOTSTRAP = 40
@@ -96,11 +98,14 @@ class World:
                 self.clusters += mine
                 score = None if neuron == 3 else float(np.round(rng.normal(-2), 1))
                 p = None if neuron in (3, 12) else float(rng.choice([0.01, 0.2]))
+                p = None if neuron == WITHOUT_P else p
                 self.neurons.append(
                     {"layer": layer, "neuron": neuron, "specific_log_psi": score, "specific_S_p": p, "status": "ok"}
                 )
                 if neuron in SWAPPED[layer] and neuron != 7:  # of 7 there is no row at all
                     self.swaps[layer] += hosts_of(rng, layer, "real", neuron, mine)
+                if (layer, neuron) == ("first", 11):  # of which nobody asked
+                    self.swaps[layer] += hosts_of(np.random.default_rng(0), layer, "real", neuron, mine)
                 if layer == "first" and neuron < 7:
                     self.swaps[layer] += hosts_of(rng, layer, "null", neuron, mine)
 
@@ -347,6 +352,7 @@ def test_q_is_over_kind_scope_contrast_and_sort_of_split(rows: list[Row]) -> Non
 
 def test_the_world_has_all_that_matters(rows: list[Row], oracle: Oracle) -> None:
     assert Counter(oracle.causal.values()).keys() == {True, False, None}
+    assert oracle.causal["first", WITHOUT_P] is not None
     reasons = Counter(r["reason"] for r in rows)
     for reason in (ONE_MEMBER, NO_HOST, NO_VERDICT, NO_NEURON, NO_JUDGED, "alone in its cluster", "nothing drawn"):
         assert reasons[reason], reason
@@ -387,6 +393,18 @@ def test_sweep_without_swaps(world: World) -> None:
         assert len(found) == (len(layers) + 1) * (len(CONTRASTS) + 2)
         assert {(r["n"], r["mean"], r["p"], r["q"], r["causal"]) for r in found} == {(0, None, None, None, None)}
         assert {r["reason"] for r in found} == {NO_NEURON, NO_JUDGED}
+
+
+def test_null_neurons_without_a_difference_have_no_p(world: World) -> None:
+    gone = {"status": "failed", "reason": "image gone"} | dict.fromkeys(("response", "response_at_peak", "effect"))
+    rows = [r | gone | {"effect_sd": None} for r in world.swaps["first"] if r["kind"] == "null"]
+    clusters, neurons = table("clusters", world.clusters), table("neurons", world.neurons)
+    given = [table("swaps", rows, layer=False)]
+    found = effects(["first"], given, {"first": []}, clusters, neurons, science()).to_pylist()
+    null = [r for r in found if r["kind"] == "null"]
+    assert {r["contrast"] for r in null} == {"aligned-non_aligned", "null_p05", "null_ks", "null_small"}
+    assert {(r["n"], r["mean"], r["low"], r["p"], r["q"]) for r in null} == {(0, None, None, None, None)}
+    assert {r["reason"] for r in null} == {"image gone", NO_NEURON}
 
 
 def test_every_layer_needs_its_swaps(world: World) -> None:

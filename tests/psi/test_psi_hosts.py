@@ -116,7 +116,7 @@ def test_a_small_cluster_cannot_answer_for_many_hosts() -> None:
     of_large = drawn.other[examples.cluster[drawn.host] == 0]
     left = set(np.flatnonzero(examples.cluster == 1).tolist()) - set(drawn.host.tolist()) - set(drawn.aligned.tolist())
     assert len(left) == 1
-    assert set(of_large[of_large != NONE].tolist()) == left
+    assert of_large[of_large != NONE].tolist() == list(left), "once"
 
 
 def test_a_cluster_of_one_has_no_host_but_gives_a_donor() -> None:
@@ -433,4 +433,5 @@ def test_boxes_and_places_of_tokens_are_on_their_grid(side: int) -> None:
 def test_tokens_off_their_grid_are_treated_as_maps() -> None:
     off = layer_row(GRID_LAYER, 12) | {"layout": "tokens"}
     assert window(off | {"center_x_px": 3.0}, PX, 1.0) == Window(12, 1, False)
-    assert window(off | {"stride_px": 0.0, "center_x_px": 32.0}, PX, 1.0) == Window(12, 1, False)
+    for center in (0.0, 32.0):
+        assert window(off | {"stride_px": 0.0, "center_x_px": center}, PX, 1.0) == Window(12, 1, False)

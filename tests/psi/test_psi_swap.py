@@ -46,16 +46,23 @@ NO_ROOM = "there is no room for a box of this size beside the host's"
 
 
 class Watched:
-    """A subject that keeps what it is shown; and may answer otherwise."""
+    """A subject that keeps what it is shown; and may answer otherwise, by its largest response or that at the peak."""
 
-    def __init__(self, subject: Subject, answer: Callable[[NDArray[np.uint8], Tensor], Tensor] | None = None) -> None:
-        self.subject, self.micro_batch, self.answer = subject, subject.micro_batch, answer
+    def __init__(
+        self,
+        subject: Subject,
+        answer: Callable[[NDArray[np.uint8], Tensor], Tensor] | None = None,
+        at_peak: bool = False,
+    ) -> None:
+        self.subject, self.micro_batch, self.answer, self.at_peak = subject, subject.micro_batch, answer, at_peak
         self.shown: list[NDArray[np.uint8]] = []
 
     def responses_at(self, views: NDArray[np.uint8], *asked: Any) -> tuple[Tensor, Tensor]:
         self.shown += list(views)
         response, at = self.subject.responses_at(views, *asked)
-        return (response, at) if self.answer is None else (self.answer(views, response), at)
+        if self.answer is None:
+            return response, at
+        return (response, self.answer(views, at)) if self.at_peak else (self.answer(views, response), at)
 
 
 def swapped(
@@ -425,8 +432,9 @@ def test_nothing_can_be_read(made: Scene) -> None:
     assert [f[2] for f in failed] == sorted(touched)
 
 
+@pytest.mark.parametrize("at_peak", [False, True])
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
-def test_a_response_that_is_not_finite_costs_its_row_alone(made: Scene, bad: float) -> None:
+def test_a_response_that_is_not_finite_costs_its_row_alone(made: Scene, bad: float, at_peak: bool) -> None:
     healthy = keyed(swapped(made)[0])
     made = made._replace(pictures=[p.copy() for p in made.pictures])
     shows = healthy[A_OR_B, 0, "random"]["source_example"]
@@ -437,7 +445,7 @@ def test_a_response_that_is_not_finite_costs_its_row_alone(made: Scene, bad: flo
         marked = torch.from_numpy((views[..., 2] == 8).any((1, 2)))
         return torch.where(marked, torch.tensor(bad), response)
 
-    rows, failed = swapped(made, subject=Watched(detectors(), answer))
+    rows, failed = swapped(made, subject=Watched(detectors(), answer, at_peak))
     assert failed == []
     for key, row in keyed(rows).items():
         if row["source_example"] == shows:
@@ -448,6 +456,15 @@ def test_a_response_that_is_not_finite_costs_its_row_alone(made: Scene, bad: flo
         else:
             assert row["status"] == "ok"
             assert row["effect"] == pytest.approx(healthy[key]["effect"])
+
+
+@pytest.mark.parametrize(("spread", "known"), [(0.0, False), (1e-7, False), (1e-4, True)])
+def test_a_neuron_that_is_constant_but_for_rounding_has_no_deviation(made: Scene, spread: float, known: bool) -> None:
+    activation = 3.0 * (1 + spread * np.arange(16) / 16)
+    rows, _ = swapped(made._replace(examples=made.examples._replace(activation=activation)))
+    for row in rows:
+        assert row["effect"] is not None
+        assert row["effect_sd"] == (pytest.approx(row["effect"] / activation.std()) if known else None)
 
 
 def test_without_a_baseline_there_is_no_effect(made: Scene) -> None:
