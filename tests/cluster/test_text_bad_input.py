@@ -195,6 +195,7 @@ def test_bad_documents_cost_themselves_alone(folder: Path, tmp_path: Path, monke
         (41, line("y" * 9000), text._TOO_LARGE.reason),
         (50, b"{not json", "no valid JSON"),
         (len(good) + 7, b'{"title": "no text"}', "no text"),
+        (len(good) + 8, b'{"text": 12345}', "no text"),
     ]
     for at, document, _ in bad:
         good.insert(at, document)
@@ -463,7 +464,8 @@ def test_a_damaged_file_of_weights_is_refused_before_anything_is_written(
     said = refused(folder, tmp_path)
     gone = damage is Path.unlink
     assert ("no weights in" if gone and not several else path.name) in said
-    assert ("missing" if several else "expected model.safetensors") in said if gone else "damaged" in said
+    missing = "is missing in" if several else "expected model.safetensors"
+    assert (missing if gone else "is damaged or no file of weights") in said
 
 
 def flip(path: Path) -> None:

@@ -395,7 +395,7 @@ def test_sweep_without_swaps(world: World) -> None:
         assert {r["reason"] for r in found} == {NO_NEURON, NO_JUDGED}
 
 
-def test_null_neurons_without_a_difference_have_no_p(world: World) -> None:
+def test_null_neurons_without_a_difference_have_no_p(world: World, recwarn: pytest.WarningsRecorder) -> None:
     gone = {"status": "failed", "reason": "image gone"} | dict.fromkeys(("response", "response_at_peak", "effect"))
     rows = [r | gone | {"effect_sd": None} for r in world.swaps["first"] if r["kind"] == "null"]
     clusters, neurons = table("clusters", world.clusters), table("neurons", world.neurons)
@@ -405,6 +405,7 @@ def test_null_neurons_without_a_difference_have_no_p(world: World) -> None:
     assert {r["contrast"] for r in null} == {"aligned-non_aligned", "null_p05", "null_ks", "null_small"}
     assert {(r["n"], r["mean"], r["low"], r["p"], r["q"]) for r in null} == {(0, None, None, None, None)}
     assert {r["reason"] for r in null} == {"image gone", NO_NEURON}
+    assert list(recwarn) == []
 
 
 def test_every_layer_needs_its_swaps(world: World) -> None:

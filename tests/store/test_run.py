@@ -93,7 +93,7 @@ def test_out_that_is_a_file_or_an_address_is_refused(tmp_path):
 @pytest.mark.parametrize("text", ["{}", "[]", "3", '{"run_id": "x"}'])
 def test_damaged_run_json_is_refused(tmp_path, text):
     (tmp_path / "run.json").write_text(text)
-    with pytest.raises(StoreError, match="damaged"):
+    with pytest.raises(StoreError, match="is damaged"):
         new_store(tmp_path)
 
 
@@ -103,7 +103,7 @@ def test_run_json_cut_short_while_it_was_made_is_made_whole(tmp_path, n_bytes):
     path = tmp_path / "run.json"
     whole = path.read_bytes()
     path.write_bytes(whole[:n_bytes])
-    with pytest.raises(StoreError, match="damaged"):
+    with pytest.raises(StoreError, match="is damaged"):
         Store(tmp_path).committed()
     new_store(tmp_path)
     assert path.read_bytes() == whole
@@ -113,7 +113,7 @@ def test_edited_run_json_is_refused(tmp_path):
     new_store(tmp_path)
     path = tmp_path / "run.json"
     path.write_text(path.read_text().replace('"mine.K": 100', '"mine.K": 101'))
-    with pytest.raises(StoreError, match="edited"):
+    with pytest.raises(StoreError, match="was edited"):
         new_store(tmp_path)
 
 
