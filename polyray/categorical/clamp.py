@@ -28,7 +28,8 @@ from torch import Tensor
 
 from polyray.errors import DataError
 from polyray.kernels.random import CLAMP_CONTEXT, CLAMP_CONTROL, CLAMP_SAMPLE, bits, layer_word
-from polyray.models.language import Read, Shard, layer_name
+from polyray.models.blocks import layer_name
+from polyray.models.language import Read, Shard
 
 QUANTILES = (0.0, 0.5, 0.99)
 N_NEAR = 20

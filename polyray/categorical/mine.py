@@ -18,7 +18,8 @@ from polyray.categorical.count import Kept
 from polyray.kernels.random import layer_word
 from polyray.kernels.tokens import accumulate, largest_value, means
 from polyray.kernels.topk import top_examples
-from polyray.models.language import Read, Shard, layer_name
+from polyray.models.blocks import layer_name
+from polyray.models.language import Read, Shard
 
 N_CORE = 100
 """Core-tokens of a neuron, as in the paper."""

@@ -5,10 +5,8 @@ under `chain.py`, which drives several in a row; knows no Ray. The one stateful 
 corpus. Sums are whole numbers, so that they do not depend on cut, order or restart.
 """
 
-import platform
 from collections.abc import Sequence
 
-import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
@@ -16,10 +14,10 @@ from torch import Tensor
 from polyray import columns
 from polyray.categorical.count import Kept
 from polyray.categorical.mine import TokenStatistics
-from polyray.cluster.text_plan import TextSweep, layer_index
-from polyray.cluster.text_rows import batch_of, context_length, contexts_of, kept_of
-from polyray.errors import ModelError
-from polyray.models.language import LanguageModel, Shard
+from polyray.cluster.text_plan import TextSweep
+from polyray.cluster.text_rows import batch_of, context_length, contexts_of, kept_of, model_of, sums_of
+from polyray.models.blocks import layer_index
+from polyray.models.language import Shard
 from polyray.records import PartInfo
 from polyray.store import Store
 
@@ -42,9 +40,7 @@ class ShardWorker:
         torch.set_num_threads(science.numerics.threads)
         torch.use_deterministic_algorithms(science.numerics.device == "cuda", warn_only=True)
         self._store = Store(sweep.out)
-        model = LanguageModel(science.model.path)
-        if model.checkpoint.digest() != sweep.contents["model"]:
-            raise ModelError(f"node {platform.node()!r} has another model at {science.model.path!r} than the driver.")
+        model = model_of(sweep)
         self._shard = Shard(model, blocks, getattr(torch, science.model.dtype), science.numerics.device)
         self._layers = {layer_index(layer): layer for layer in layers if layer_index(layer) in blocks}
         self._last = max(layer_index(layer) for layer in layers)
@@ -60,12 +56,9 @@ class ShardWorker:
     def _restore(self, cut: str) -> None:
         for index, layer in self._layers.items():
             into = self._statistics.sums[index]
-            rows = self._store.read("token_stats", layer, ["sums"], units=[cut])
-            width = into.sums.shape[1]
-            flat = rows["sums"].combine_chunks().flatten().to_numpy()
-            into.sums.copy_(torch.from_numpy(flat.reshape(-1, width).copy()))
-            refused = columns.numbers(self._store.read("refused", layer, units=[cut]), "neuron")
-            into.refused[torch.from_numpy(refused.astype(np.int64))] = True
+            saved = sums_of(self._store, layer, cut, into.sums.shape[1])
+            into.sums.copy_(saved.sums)
+            into.refused.copy_(saved.refused)
 
     def step(self, batch: int, hidden: Tensor | None) -> Tensor | None:
         """Takes one batch through the shard and adds up what its layers say.
@@ -96,9 +89,7 @@ class ShardWorker:
             for a in range(0, n, step):
                 rows = {
                     "token": self._kept.ids[a : a + step].numpy(),
-                    "sums": columns.ragged(
-                        values[a : a + step].ravel(), np.full(len(values[a : a + step]), width), pa.int64()
-                    ),
+                    "sums": columns.lists(values[a : a + step], pa.int64()),
                 }
                 parts.append(self._store.write_part("token_stats", unit_key, columns.table("token_stats", rows), layer))
             refused = sums.refused.nonzero().squeeze(1).cpu().numpy()

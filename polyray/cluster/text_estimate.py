@@ -6,9 +6,10 @@ no weights are read and nothing is tokenised, so that figures are upper bounds.
 
 from dataclasses import dataclass, field
 
-from polyray.cluster.text_plan import TextShape, layers_mined, layers_swept, passes, text_stages, text_works
-from polyray.errors import ConfigError, DataError
-from polyray.models.language import LanguageModel, layer_name
+from polyray.cluster.text_plan import passes, text_shape, text_stages, text_works
+from polyray.errors import DataError
+from polyray.models.blocks import layer_index
+from polyray.models.language import LanguageModel
 from polyray.probes.text import open_corpus
 from polyray.text_config import TextConfig
 
@@ -54,23 +55,19 @@ def estimate(config: TextConfig, n_fit: int) -> TextEstimate:
     except DataError as error:
         e.problems.append(f"corpus: {error}")
     info = LanguageModel(science.model.path).info
-    swept = layers_swept(science, info.n_layers)
-    if not swept or swept[-1] >= info.n_layers:
-        raise ConfigError(f"science.model.layers: the model has layers 0 to {info.n_layers - 1}, got {swept[-1:]}.")
-    mined = layers_mined(swept)
-    names = [layer_name(layer) for layer in mined]
-    e.n_layers, e.n_mined, e.n_neurons_a_layer = len(swept), len(mined), info.n_neurons
-    e.n_neurons, e.n_tokens = len(swept) * info.n_neurons, info.vocab
-    e.n_shards = max(1, min(execution.shard.max or n_fit, n_fit, mined[-1] + 1))
+    shape = text_shape(science, info, e.n_documents)
+    names = list(shape.n_neurons)
+    e.n_layers, e.n_mined, e.n_neurons_a_layer = len(shape.swept), len(names), info.n_neurons
+    e.n_neurons, e.n_tokens = len(shape.swept) * info.n_neurons, info.vocab
+    e.n_shards = max(1, min(execution.shard.max or n_fit, n_fit, layer_index(names[-1]) + 1))
     of_layer = 8 * info.vocab * info.n_neurons
     planned = passes(names, dict.fromkeys(names, of_layer), e.n_shards * execution.stats_gb * _GIB)
     e.n_passes = len(planned)
-    shape = TextShape(science, e.n_documents, dict.fromkeys(names, info.n_neurons), tuple(map(layer_name, swept)))
     e.units = {stage: len(text_works(stage, shape)) for stage in text_stages(science)}
     e.memory_gb = {
         "statistics of all shards, one pass": of_layer * max(map(len, planned)) / _GIB,
         "statistics of one layer": of_layer / _GIB,
         "a scoring actor": (2 * of_layer + 8 * info.vocab * info.width) / _GIB,
     }
-    e.disk_gb = {"token_stats": of_layer * len(mined) / _GIB}
+    e.disk_gb = {"token_stats": of_layer * len(names) / _GIB}
     return e

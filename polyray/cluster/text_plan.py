@@ -6,11 +6,16 @@ Place in the flow: as `plan.py`, for `science.method: categorical`; knows no Ray
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from polyray.cluster.plan import Work, ranges
+from polyray.errors import ConfigError
+from polyray.models.blocks import layer_name
 from polyray.store import Store
 from polyray.text_config import TextConfig, TextScience
+
+if TYPE_CHECKING:
+    from polyray.models.language import ModelInfo
 
 TextActor = Literal["shard", "scoring"]
 
@@ -102,20 +107,26 @@ def text_works(stage: str, shape: TextShape) -> list[Work]:
     raise ValueError(f"no stage {stage!r}")
 
 
-def layer_index(layer: str) -> int:
-    """Block of a layer's name."""
-    return int(layer.removeprefix("h."))
+def text_shape(science: TextScience, info: "ModelInfo", n_documents: int) -> TextShape:
+    """What the units of a sweep follow from: layers swept, and those mined, which are these and the one before each.
 
+    Args:
+        science: the science half of the config.
+        info: the model.
+        n_documents: of the corpus.
 
-def layers_swept(science: TextScience, n_layers: int) -> list[int]:
-    """Blocks that are swept, ascending; those beyond the model's are left to the caller to refuse."""
+    Raises:
+        ConfigError: layers that do not exist.
+    """
     chosen = science.model.layers
-    return list(range(n_layers)) if chosen == "all" else sorted(set(chosen))
-
-
-def layers_mined(swept: list[int]) -> list[int]:
-    """Blocks whose token statistics are needed: those swept and the one before each, ascending."""
-    return sorted({layer - d for layer in swept for d in (0, 1) if layer >= d})
+    swept = list(range(info.n_layers)) if chosen == "all" else sorted(set(chosen))
+    if not swept or swept[-1] >= info.n_layers:
+        raise ConfigError(
+            f"science.model.layers: {science.model.path!r} has layers 0 to {info.n_layers - 1}, got {swept[-1:]}."
+        )
+    mined = sorted({layer - d for layer in swept for d in (0, 1) if layer >= d})
+    n_neurons = {layer_name(layer): info.n_neurons for layer in mined}
+    return TextShape(science, n_documents, n_neurons, tuple(layer_name(layer) for layer in swept))
 
 
 def passes(layers: list[str], bytes_of: Mapping[str, int], room_bytes: float) -> list[list[str]]:

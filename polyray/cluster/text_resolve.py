@@ -11,11 +11,12 @@ from typing import Any
 import torch
 
 from polyray import __version__
-from polyray.cluster.resolve import package_versions
-from polyray.cluster.text_plan import TextShape, TextSweep, layers_mined, layers_swept, text_stages
+from polyray.cluster.resolve import package_versions, require_device
+from polyray.cluster.text_plan import TextSweep, text_shape, text_stages
 from polyray.config import identity
 from polyray.errors import ConfigError, DataError
-from polyray.models.language import LanguageModel, layer_name
+from polyray.models.blocks import layer_name
+from polyray.models.language import LanguageModel
 from polyray.probes.text import open_corpus
 from polyray.probes.tokens import Tokenizer
 from polyray.schema import VERSION
@@ -40,17 +41,9 @@ def resolve(config: TextConfig, out: str) -> TextResolved:
         ConfigError, DataError, ModelError: something does not exist or does not fit; nothing has been written.
     """
     science = config.science
-    if science.numerics.device == "cuda" and not torch.cuda.is_available() and config.execution.address is None:
-        raise ConfigError(
-            "science.numerics.device is 'cuda', but torch sees no GPU here; say 'cpu', or give an address."
-        )
+    require_device(science.numerics, config.execution.address)
     model = LanguageModel(science.model.path)
     info = model.info
-    swept = layers_swept(science, info.n_layers)
-    if not swept or swept[-1] >= info.n_layers:
-        raise ConfigError(
-            f"science.model.layers: {science.model.path!r} has layers 0 to {info.n_layers - 1}, got {swept[-1:]}."
-        )
     if science.model.context is not None and science.model.context > info.context:
         raise ConfigError(
             f"science.model.context {science.model.context} is more than the model's {info.context} tokens."
@@ -60,16 +53,10 @@ def resolve(config: TextConfig, out: str) -> TextResolved:
     n_documents = min(len(corpus), science.corpus.limit or len(corpus))
     if n_documents == 0:
         raise DataError(f"corpus {science.corpus.path!r} has no documents.")
-    mined = layers_mined(swept)
-    shape = TextShape(
-        science,
-        n_documents,
-        {layer_name(layer): info.n_neurons for layer in mined},
-        tuple(layer_name(layer) for layer in swept),
-    )
+    shape = text_shape(science, info, n_documents)
     contents = {"model": model.checkpoint.digest(), "tokenizer": tokenizer.digest(), "corpus": corpus.digest()}
     notes = []
-    if 0 in swept:
+    if layer_name(0) in shape.swept:
         notes.append("neurons of layer 0 have no layer before them: they are excluded")
     provenance = {
         "polyray": __version__,

@@ -16,20 +16,19 @@ from torch import Tensor
 from polyray import columns
 from polyray.categorical import clamp, controls, proximity, summary
 from polyray.cluster.plan import Work
-from polyray.cluster.text_plan import layer_index
-from polyray.cluster.text_rows import context_length, contexts_of
+from polyray.cluster.text_rows import REFUSED, context_length, contexts_of
 from polyray.cluster.text_work import TextWorker
 from polyray.errors import DataError
 from polyray.kernels import proximity as kernel
 from polyray.kernels import random
 from polyray.kernels.random import layer_word
-from polyray.models.language import Shard, layer_name
+from polyray.models.blocks import layer_index, layer_name
+from polyray.models.language import Shard
 from polyray.psi.mine import Failure
 from polyray.records import PartInfo
 from polyray.schema import TABLES
 
 NO_LAYER_BEFORE = "no layer before it"
-FAILED = "an activation is not finite, or too large to be added up"
 
 
 class TextScorer(TextWorker):
@@ -181,7 +180,7 @@ class TextScorer(TextWorker):
         neurons = columns.numbers(rows, "neuron").astype(np.int64)
         figure = {c: torch.from_numpy(columns.floats(rows, c).copy()) for c in ("difference", "h", "p", "tau", "first")}
         agreeing = torch.from_numpy(columns.floats(rows, "agreeing").copy())
-        deciles = torch.from_numpy(_floats(rows["deciles"], kernel.N_GROUPS))
+        deciles = torch.from_numpy(columns.padded(rows["deciles"], np.nan, kernel.N_GROUPS))
         scores = proximity.Scores(
             figure["difference"], figure["h"], figure["p"], deciles, figure["tau"], figure["first"], agreeing
         )
@@ -193,48 +192,17 @@ class TextScorer(TextWorker):
         return summary.LayerScores(layer_index(layer), group, scores, found)
 
 
-def _list(values: Any, kind: pa.DataType = pa.float64()) -> pa.ListArray:  # noqa: B008 - an Arrow type is a constant
-    """Rows of a matrix as lists; NaN entries are null."""
-    matrix = np.asarray(values)
-    matrix = matrix.reshape(len(matrix), int(np.prod(matrix.shape[1:])))
-    flat = matrix.ravel()
-    mask = np.isnan(flat) if flat.dtype.kind == "f" else None
-    offsets = pa.array(np.arange(len(matrix) + 1) * matrix.shape[1], type=pa.int32())
-    return pa.ListArray.from_arrays(offsets, pa.array(flat, type=kind, mask=mask))
-
-
-def _floats(column: pa.ChunkedArray, width: int) -> NDArray[np.float64]:
-    """Lists of equal length as a matrix; null entries are NaN."""
-    flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False).astype(np.float64)
-    return flat.reshape(-1, width).copy()
-
-
-_EMPTY = (
-    "n_clusters",
-    "difference",
-    "h",
-    "p",
-    "tau",
-    "first",
-    "agreeing",
-    "rank",
-    "condition",
-    "deciles",
-    "dimensional",
-)
-
-
 def _unscored(width: int, bad: NDArray[np.bool_]) -> pa.Table:
     """Rows of `proximity` of a layer that has none before it."""
-    nothing = dict.fromkeys((*_EMPTY, "diagnosis"), [None] * width)
     status = np.where(bad, "failed", "excluded")
-    reason = [FAILED if b else NO_LAYER_BEFORE for b in bad]
-    return columns.table("proximity", {"neuron": np.arange(width), "status": status, "reason": reason} | nothing)
+    reason = [REFUSED if b else NO_LAYER_BEFORE for b in bad]
+    nothing = dict.fromkeys(TABLES["proximity"].schema.names, [None] * width)
+    return columns.table("proximity", nothing | {"neuron": np.arange(width), "status": status, "reason": reason})
 
 
 def _proximity_rows(found: proximity.Proximity, bad: NDArray[np.bool_], core: Tensor, min_clusters: int) -> pa.Table:
     s = found.scores
-    reason = [FAILED if b else r for b, r in zip(bad, found.reason, strict=True)]
+    reason = [REFUSED if b else r for b, r in zip(bad, found.reason, strict=True)]
     ok = np.array([r is None for r in reason])
     diagnoses = summary.neuron_diagnoses(found, min_clusters)
     lengths = (core >= 0).sum(1).numpy()
@@ -251,18 +219,13 @@ def _proximity_rows(found: proximity.Proximity, bad: NDArray[np.bool_], core: Te
         **{c: figure(getattr(s, c)) for c in ("difference", "h", "p", "tau", "first", "agreeing")},
         "rank": pa.array(rank, mask=~ok | (rank < 0)),
         "condition": figure(found.condition),
-        "deciles": _list(np.where(ok[:, None], s.deciles.numpy(), np.nan)),
-        "dimensional": _ragged(np.where(ok[:, None], found.dimensional.numpy(), np.nan), lengths),
+        "deciles": columns.lists(np.where(ok[:, None], s.deciles.numpy(), np.nan), pa.float64()),
+        "dimensional": columns.ragged_prefix(
+            np.where(ok[:, None], found.dimensional.numpy(), np.nan), lengths, pa.float64()
+        ),
         "diagnosis": ["; ".join(d) or None for d in diagnoses],
     }
     return columns.table("proximity", rows)
-
-
-def _ragged(matrix: NDArray[np.float64], lengths: NDArray[np.int64]) -> pa.ListArray:
-    there = np.arange(matrix.shape[1])[None, :] < lengths[:, None]
-    flat = matrix[there]
-    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), type=pa.int32())
-    return pa.ListArray.from_arrays(offsets, pa.array(flat, type=pa.float64(), mask=np.isnan(flat)))
 
 
 def _control_rows(neurons: NDArray[np.int64], control: controls.Control) -> pa.Table:
@@ -272,11 +235,11 @@ def _control_rows(neurons: NDArray[np.int64], control: controls.Control) -> pa.T
         {
             "neuron": neurons,
             "control": [control.name] * len(neurons),
-            "differences": _list(s.difference.T),
-            "p": _list(s.p.T),
-            "first": _list(s.first.T),
-            "deciles": _list(s.deciles.transpose(0, 1)),
-            "qualifies": _list(control.qualifies.T, pa.bool_()),
+            "differences": columns.lists(s.difference.T.numpy(), pa.float64()),
+            "p": columns.lists(s.p.T.numpy(), pa.float64()),
+            "first": columns.lists(s.first.T.numpy(), pa.float64()),
+            "deciles": columns.lists(s.deciles.transpose(0, 1).numpy(), pa.float64()),
+            "qualifies": columns.lists(control.qualifies.T.numpy(), pa.bool_()),
         },
     )
 
@@ -284,12 +247,14 @@ def _control_rows(neurons: NDArray[np.int64], control: controls.Control) -> pa.T
 def _control_of(name: str, rows: pa.Table) -> controls.Control:
     """What `_control_rows` wrote."""
     n_draws = len(rows["differences"][0]) if len(rows) else 1
-    difference, p, first = (torch.from_numpy(_floats(rows[c], n_draws)).T for c in ("differences", "p", "first"))
-    deciles = torch.from_numpy(_floats(rows["deciles"], n_draws * kernel.N_GROUPS))
+    difference, p, first = (
+        torch.from_numpy(columns.padded(rows[c], np.nan, n_draws)).T for c in ("differences", "p", "first")
+    )
+    deciles = torch.from_numpy(columns.padded(rows["deciles"], np.nan, n_draws * kernel.N_GROUPS))
     deciles = deciles.reshape(len(rows), n_draws, kernel.N_GROUPS).transpose(0, 1)
     nothing = torch.full_like(difference, torch.nan)
     scores = proximity.Scores(difference, nothing, p, deciles, nothing, first, nothing)
-    return controls.Control(name, scores, torch.from_numpy(_floats(rows["qualifies"], n_draws)).T > 0)
+    return controls.Control(name, scores, torch.from_numpy(columns.padded(rows["qualifies"], False, n_draws)).T)
 
 
 def _clamp_rows(effects: list[clamp.Effect]) -> pa.Table:
@@ -305,15 +270,16 @@ def _clamp_rows(effects: list[clamp.Effect]) -> pa.Table:
         "control_kl",
     )
     several = ("change", "control_change", "deviation", "coherence_change", "control_coherence_change")
-    rows: dict[str, Any] = {c: [_number(getattr(e, c)) for e in effects] for c in single}
-    rows |= {c: [[_number(x) for x in getattr(e, c).tolist()] for e in effects] for c in several}
-    rows |= {"targets": [e.targets.tolist() for e in effects]}
+    n_targets = np.array([len(e.targets) for e in effects])
+    rows: dict[str, Any] = {c: np.array([getattr(e, c) for e in effects]) for c in single}
+    rows |= {c: columns.ragged(_joined(effects, c), n_targets, pa.float64()) for c in several}
+    rows |= {"targets": columns.ragged(_joined(effects, "targets"), n_targets, pa.int32())}
     rows |= {"status": ["ok"] * len(effects), "reason": [None] * len(effects)}
     return columns.table("clamps", rows)
 
 
-def _number(x: float | int) -> float | int | None:
-    return None if isinstance(x, float) and np.isnan(x) else x
+def _joined(effects: list[clamp.Effect], name: str) -> NDArray[Any]:
+    return torch.cat([getattr(e, name) for e in effects]).numpy()
 
 
 def _unclamped(neuron: int, reason: str) -> pa.Table:
@@ -324,19 +290,19 @@ def _unclamped(neuron: int, reason: str) -> pa.Table:
 
 
 def _summary_rows(rows: list[summary.Row], n_neurons: dict[int, int]) -> pa.Table:
-    out: dict[str, list[Any]] = {
+    out: dict[str, Any] = {
         "layer": [None if r.layer is None else layer_name(r.layer) for r in rows],
         "condition": [r.condition for r in rows],
         "n_neurons": [sum(n_neurons.values()) if r.layer is None else n_neurons[r.layer] for r in rows],
         "n": [r.n for r in rows],
         "n_groups": [r.n_groups for r in rows],
-        "requalifying": [_number(r.requalifying) for r in rows],
+        "requalifying": np.array([r.requalifying for r in rows]),
         "verdict": [r.verdict or None for r in rows],
         "diagnosis": [summary.layer_diagnosis(r) if r.condition == "actual" else None for r in rows],
-        "wilson_low": [_number(r.wilson.low) for r in rows],
-        "wilson_high": [_number(r.wilson.high) for r in rows],
+        "wilson_low": np.array([r.wilson.low for r in rows]),
+        "wilson_high": np.array([r.wilson.high for r in rows]),
     }
     for name in ("positive", "difference", "gap", "remaining", "tau", "kruskal", "first"):
         for end, part in (("", "value"), ("_low", "low"), ("_high", "high")):
-            out[name + end] = [_number(getattr(getattr(r, name), part)) for r in rows]
+            out[name + end] = np.array([getattr(getattr(r, name), part) for r in rows])
     return columns.table("categorical", out)

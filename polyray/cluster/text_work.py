@@ -13,12 +13,11 @@ from polyray import columns
 from polyray.categorical import connect, count, mine, overlap
 from polyray.categorical.count import Kept
 from polyray.cluster.plan import Work
-from polyray.cluster.text_plan import TextSweep, layer_index, text_works
-from polyray.cluster.text_rows import context_length, context_rows, kept_of
+from polyray.cluster.text_plan import TextSweep, text_works
+from polyray.cluster.text_rows import REFUSED, context_length, context_rows, kept_of, model_of, sums_of
 from polyray.cluster.units import UnitWorker
-from polyray.errors import ModelError
 from polyray.kernels.random import layer_word
-from polyray.models.language import LanguageModel, layer_name
+from polyray.models.blocks import layer_index, layer_name
 from polyray.probes.text import open_corpus
 from polyray.probes.tokens import Tokenizer, pack, tokenize
 from polyray.records import PartInfo
@@ -31,9 +30,7 @@ class TextWorker(UnitWorker):
         super().__init__(sweep.out, sweep.science.numerics)
         self.text = sweep
         self.science = sweep.science
-        self.model = LanguageModel(self.science.model.path)
-        if self.model.checkpoint.digest() != sweep.contents["model"]:
-            raise ModelError(f"this node has another model at {self.science.model.path!r} than the driver.")
+        self.model = model_of(sweep)
         self.tokenizer = Tokenizer(self.model.folder)
         self._kept: Kept | None = None
 
@@ -98,32 +95,28 @@ class TextWorker(UnitWorker):
 
     def _core(self, work: Work) -> list[PartInfo]:
         layer = work.of_layer
-        unit = Work("mine", layer).key
-        rows = self.store.read("token_stats", layer, ["sums"], units=[unit])
         width = self.text.shape.n_neurons[layer]
-        sums = torch.from_numpy(rows["sums"].combine_chunks().flatten().to_numpy().reshape(-1, width).copy())
-        refused = torch.zeros(width, dtype=torch.bool)
-        bad = columns.numbers(self.store.read("refused", layer, units=[unit]), "neuron").astype(np.int64)
-        refused[torch.from_numpy(bad)] = True
         science = self.science
-        of_layer = mine.LayerSums(sums, refused)
+        of_layer = sums_of(self.store, layer, Work("mine", layer).key, width)
         core = mine.core_tokens(of_layer, self.kept, layer_index(layer), science.seed, science.core.n_core)
         there = (core.core >= 0).numpy()
         n = there.sum(1)
-        failed = refused.numpy()
+        failed = of_layer.refused.numpy()
         ids = self.kept.ids[core.core.clamp(min=0)].numpy()
         table = columns.table(
             "core_tokens",
             {
                 "neuron": np.arange(width),
                 "status": np.where(failed, "failed", "ok"),
-                "reason": [_REFUSED if bad else None for bad in failed],
+                "reason": [REFUSED if bad else None for bad in failed],
                 "tokens": columns.ragged(ids[there], n, pa.int32()),
                 "means": columns.ragged(core.mean.numpy()[there], n, pa.float64()),
                 "n_tied_at_cut": pa.array(core.n_tied_at_cut.numpy(), mask=failed),
             },
         )
-        return self.write(work, {"core_tokens": table}, [(layer, "neuron", int(i), _REFUSED) for i in bad])
+        return self.write(
+            work, {"core_tokens": table}, [(layer, "neuron", int(i), REFUSED) for i in np.flatnonzero(failed)]
+        )
 
     def core(self, layer: str) -> tuple[Tensor, NDArray[np.float64]]:
         """Core-tokens of a layer as rows of `kept`, −1 where there are none, and their means."""
@@ -183,6 +176,3 @@ class TextWorker(UnitWorker):
             "tokens": columns.ragged(ids[taken], size, pa.int32()),
         }
         return self.write(work, {"taken_clusters": columns.table("taken_clusters", rows)})
-
-
-_REFUSED = "an activation is not finite, or too large to be added up"
