@@ -337,7 +337,7 @@ def _tags(model: type[BaseModel]) -> tuple[str, ...]:
 
 # What says where something lies, not what it is: its contents are digested instead.
 _LOCATORS: dict[str, Any] = {
-    "model": {"path"},
+    "model": {"path", "neurons"},
     "corpus": {"path"},
     "subject": {"weights", "neurons"},
     "probe": {"path", "download"},

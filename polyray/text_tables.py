@@ -68,7 +68,8 @@ TEXT_TABLES: tuple[Table, ...] = (
             (
                 "sums",
                 pa.list_(i64),
-                "each neuron's activations at the token added up, in units of 2^-24; 0 for neurons that are refused",
+                "activations at the token added up, of each neuron that is mined, by index, in units of 2^-24; 0 for "
+                "neurons that are refused",
             ),
         ),
         ("token",),

@@ -47,8 +47,14 @@ class ShardWorker:
         self._micro_batch = science.model.micro_batch
         self._kept: Kept = kept_of(self._store, model.info.vocab)
         self._contexts = contexts_of(self._store, context_length(science, model))
+        self._neurons = {index: torch.from_numpy(sweep.layers.mined[x]) for index, x in self._layers.items()}
+        n_neurons = model.info.n_neurons
         self._statistics = TokenStatistics(
-            self._kept, list(self._layers), model.info.n_neurons, science.numerics.device
+            self._kept,
+            list(self._layers),
+            n_neurons,
+            science.numerics.device,
+            {index: neurons for index, neurons in self._neurons.items() if len(neurons) < n_neurons},
         )
         if cut is not None:
             self._restore(cut)
@@ -56,7 +62,7 @@ class ShardWorker:
     def _restore(self, cut: str) -> None:
         for index, layer in self._layers.items():
             into = self._statistics.sums[index]
-            saved = sums_of(self._store, layer, cut, into.sums.shape[1])
+            saved = sums_of(self._store, layer, cut, self._neurons[index].numpy())
             into.sums.copy_(saved.sums)
             into.refused.copy_(saved.refused)
 
@@ -82,17 +88,17 @@ class ShardWorker:
         parts = []
         for index, sums in self._statistics.sums.items():
             layer = self._layers[index]
-            # Sums of a refused neuron would depend on the order of batches.
-            values = torch.where(sums.refused, 0, sums.sums).cpu().numpy()
-            n, width = values.shape
+            n, width = sums.sums.shape
             step = max(1, _PART_BYTES // (8 * width))
             for a in range(0, n, step):
+                # Sums of a refused neuron would depend on the order of batches.
+                values = torch.where(sums.refused, 0, sums.sums[a : a + step]).cpu().numpy()
                 rows = {
                     "token": self._kept.ids[a : a + step].numpy(),
-                    "sums": columns.lists(values[a : a + step], pa.int64()),
+                    "sums": columns.lists(values, pa.int64()),
                 }
                 parts.append(self._store.write_part("token_stats", unit_key, columns.table("token_stats", rows), layer))
-            refused = sums.refused.nonzero().squeeze(1).cpu().numpy()
+            refused = self._neurons[index][sums.refused.cpu()].numpy()
             if len(refused):
                 rows = {"neuron": refused}
                 parts.append(self._store.write_part("refused", unit_key, columns.table("refused", rows), layer))

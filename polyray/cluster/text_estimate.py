@@ -6,6 +6,7 @@ no weights are read and nothing is tokenised, so that figures are upper bounds.
 
 from dataclasses import dataclass, field
 
+from polyray.cluster.text_layers import layers_of
 from polyray.cluster.text_plan import passes, text_shape, text_stages, text_works
 from polyray.errors import DataError
 from polyray.models.blocks import layer_index
@@ -55,10 +56,11 @@ def estimate(config: TextConfig, n_fit: int) -> TextEstimate:
     except DataError as error:
         e.problems.append(f"corpus: {error}")
     info = LanguageModel(science.model.path).info
-    shape = text_shape(science, info, e.n_documents)
+    layers = layers_of(science, info)
+    shape = text_shape(science, e.n_documents, layers)
     names = list(shape.n_neurons)
     e.n_layers, e.n_mined, e.n_neurons_a_layer = len(shape.swept), len(names), info.n_neurons
-    e.n_neurons, e.n_tokens = len(shape.swept) * info.n_neurons, info.vocab
+    e.n_neurons, e.n_tokens = sum(map(len, layers.swept.values())), info.vocab
     e.n_shards = max(1, min(execution.shard.max or n_fit, n_fit, layer_index(names[-1]) + 1))
     of_layer = 8 * info.vocab * info.n_neurons
     planned = passes(names, dict.fromkeys(names, of_layer), e.n_shards * execution.stats_gb * _GIB)

@@ -6,16 +6,12 @@ Place in the flow: as `plan.py`, for `science.method: categorical`; knows no Ray
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from polyray.cluster.plan import Work, ranges
-from polyray.errors import ConfigError
-from polyray.models.blocks import layer_name
+from polyray.cluster.text_layers import Layers
 from polyray.store import Store
 from polyray.text_config import TextConfig, TextScience
-
-if TYPE_CHECKING:
-    from polyray.models.language import ModelInfo
 
 TextActor = Literal["shard", "scoring"]
 
@@ -43,7 +39,7 @@ class TextShape:
     science: TextScience
     n_documents: int
     n_neurons: Mapping[str, int]
-    """Neurons by layer that is mined, in order of depth: those swept, and those before them."""
+    """Neurons that are mined, by layer in order of depth."""
     swept: tuple[str, ...]
     """Layers that are swept."""
 
@@ -54,7 +50,8 @@ class TextSweep:
 
     config: TextConfig
     out: str
-    shape: TextShape
+    n_documents: int
+    layers: Layers
     contents: Mapping[str, str]
     """Digests of model, tokenizer and corpus, and versions: what an actor must find on its node as well."""
     steps: Mapping[str, TextActor]
@@ -69,23 +66,33 @@ class TextSweep:
     """The table in which every neuron that is swept has one row."""
 
     @property
+    def shape(self) -> TextShape:
+        """What its units follow from."""
+        return text_shape(self.science, self.n_documents, self.layers)
+
+    @property
     def n_layers(self) -> int:
         """Layers that are swept."""
-        return len(self.shape.swept)
+        return len(self.layers.swept)
 
     @property
     def n_items(self) -> str:
         """What is shown to the model, as people say it."""
-        return f"{self.shape.n_documents:,} documents"
+        return f"{self.n_documents:,} documents"
 
     @property
     def n_neurons(self) -> int:
         """Neurons over all layers that are swept."""
-        return sum(self.shape.n_neurons[layer] for layer in self.shape.swept)
+        return sum(map(len, self.layers.swept.values()))
 
     def works(self, stage: str, store: Store) -> list[Work]:
         """Units of a stage, in a fixed order; all earlier ones have ended."""
         return text_works(stage, self.shape)
+
+
+def text_shape(science: TextScience, n_documents: int, layers: Layers) -> TextShape:
+    """The shape of a sweep."""
+    return TextShape(science, n_documents, {x: len(n) for x, n in layers.mined.items()}, tuple(layers.swept))
 
 
 def text_stages(science: TextScience) -> dict[str, TextActor]:
@@ -105,28 +112,6 @@ def text_works(stage: str, shape: TextShape) -> list[Work]:
         case "connect" | "overlap" | "proximity" | "clamp":
             return [Work(stage, layer) for layer in shape.swept]
     raise ValueError(f"no stage {stage!r}")
-
-
-def text_shape(science: TextScience, info: "ModelInfo", n_documents: int) -> TextShape:
-    """What the units of a sweep follow from: layers swept, and those mined, which are these and the one before each.
-
-    Args:
-        science: the science half of the config.
-        info: the model.
-        n_documents: of the corpus.
-
-    Raises:
-        ConfigError: layers that do not exist.
-    """
-    chosen = science.model.layers
-    swept = list(range(info.n_layers)) if chosen == "all" else sorted(set(chosen))
-    if not swept or swept[-1] >= info.n_layers:
-        raise ConfigError(
-            f"science.model.layers: {science.model.path!r} has layers 0 to {info.n_layers - 1}, got {swept[-1:]}."
-        )
-    mined = sorted({layer - d for layer in swept for d in (0, 1) if layer >= d})
-    n_neurons = {layer_name(layer): info.n_neurons for layer in mined}
-    return TextShape(science, n_documents, n_neurons, tuple(layer_name(layer) for layer in swept))
 
 
 def passes(layers: list[str], bytes_of: Mapping[str, int], room_bytes: float) -> list[list[str]]:

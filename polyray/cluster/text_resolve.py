@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from polyray import __version__
-from polyray.cluster.resolve import package_versions, require_device
-from polyray.cluster.text_plan import TextSweep, text_shape, text_stages
+from polyray.cluster.resolve import neurons_digest, package_versions, require_device
+from polyray.cluster.text_layers import layers_of
+from polyray.cluster.text_plan import TextSweep, text_stages
 from polyray.config import identity
 from polyray.errors import ConfigError, DataError
 from polyray.models.blocks import layer_name
@@ -44,6 +45,7 @@ def resolve(config: TextConfig, out: str) -> TextResolved:
     require_device(science.numerics, config.execution.address)
     model = LanguageModel(science.model.path)
     info = model.info
+    layers = layers_of(science, info)
     if science.model.context is not None and science.model.context > info.context:
         raise ConfigError(
             f"science.model.context {science.model.context} is more than the model's {info.context} tokens."
@@ -53,10 +55,11 @@ def resolve(config: TextConfig, out: str) -> TextResolved:
     n_documents = min(len(corpus), science.corpus.limit or len(corpus))
     if n_documents == 0:
         raise DataError(f"corpus {science.corpus.path!r} has no documents.")
-    shape = text_shape(science, info, n_documents)
     contents = {"model": model.checkpoint.digest(), "tokenizer": tokenizer.digest(), "corpus": corpus.digest()}
+    if science.model.neurons is not None:
+        contents["neurons"] = neurons_digest(layers.swept)
     notes = []
-    if layer_name(0) in shape.swept:
+    if layer_name(0) in layers.swept:
         notes.append("neurons of layer 0 have no layer before them: they are excluded")
     provenance = {
         "polyray": __version__,
@@ -66,10 +69,11 @@ def resolve(config: TextConfig, out: str) -> TextResolved:
         "model": {"name": science.model.path, "family": info.family, "weights_digest": contents["model"]},
         "corpus": corpus.describe(),
         "n_documents": n_documents,
-        "layers": dict(shape.n_neurons),
-        "swept": list(shape.swept),
+        "layers": {name: len(neurons) for name, neurons in layers.mined.items()},
+        "swept": list(layers.swept),
+        "n_swept": {name: len(neurons) for name, neurons in layers.swept.items()},
         "notes": notes,
     }
     known = contents | {"torch": torch.__version__}
-    sweep = TextSweep(config, out, shape, known, text_stages(science))
+    sweep = TextSweep(config, out, n_documents, layers, known, text_stages(science))
     return TextResolved(sweep, identity(config, contents, VERSION), provenance, notes)

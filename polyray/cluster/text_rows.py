@@ -8,6 +8,7 @@ import platform
 import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 
 from polyray import columns
 from polyray.categorical.count import Kept
@@ -92,8 +93,9 @@ def kept_of(store: Store, n_vocab: int) -> Kept:
     return Kept(ids, counts, row_of)
 
 
-def sums_of(store: Store, layer: str, unit: str, width: int) -> LayerSums:
-    """Token statistics of a layer of this many neurons, as a unit left them."""
+def sums_of(store: Store, layer: str, unit: str, neurons: NDArray[np.int64]) -> LayerSums:
+    """Token statistics of the neurons of a layer that are mined, as a unit left them."""
+    width = len(neurons)
     rows = store.read("token_stats", layer, ["sums"], units=[unit])
     # One copy, part by part: those of a large layer take gigabytes.
     sums = torch.empty(len(rows), width, dtype=torch.int64)
@@ -102,6 +104,6 @@ def sums_of(store: Store, layer: str, unit: str, width: int) -> LayerSums:
         sums[start : start + len(part)].numpy()[:] = part.flatten().to_numpy().reshape(-1, width)
         start += len(part)
     refused = torch.zeros(width, dtype=torch.bool)
-    neurons = columns.numbers(store.read("refused", layer, units=[unit]), "neuron").astype(np.int64)
-    refused[torch.from_numpy(neurons)] = True
+    bad = columns.numbers(store.read("refused", layer, units=[unit]), "neuron")
+    refused[torch.from_numpy(np.isin(neurons, bad))] = True
     return LayerSums(sums, refused)

@@ -73,65 +73,66 @@ class TextScorer(TextWorker):
         )
 
     def _taken(self, layer: str, core: Tensor) -> Tensor:
-        """Taken-clusters of a layer as masks over the core-tokens [N, P, C]."""
+        """Taken-clusters of a layer's swept neurons as masks over their core-tokens [N, P, C]."""
         unit = Work("overlap", layer).key
         rows = self.store.read("taken_clusters", layer, ["neuron", "rank", "tokens"], units=[unit])
         taken = torch.zeros(len(core), self.science.connect.n_precursors, core.shape[1], dtype=torch.bool)
         if len(rows):
-            neuron, rank = (torch.from_numpy(columns.numbers(rows, c).astype(np.int64)) for c in ("neuron", "rank"))
+            neuron, rank = (columns.numbers(rows, c).astype(np.int64) for c in ("neuron", "rank"))
+            at_row = torch.from_numpy(np.searchsorted(self.layers.swept[layer], neuron))
+            at_rank = torch.from_numpy(rank)
             ids = torch.from_numpy(columns.padded(rows["tokens"], -1).astype(np.int64))
             at = torch.where(ids >= 0, self.kept.row_of[ids.clamp(min=0)], -2)
             for part in torch.arange(len(neuron)).split(4096):
-                taken[neuron[part], rank[part]] = (core[neuron[part], :, None] == at[part, None, :]).any(2)
+                row = at_row[part]
+                taken[row, at_rank[part]] = (core[row, :, None] == at[part, None, :]).any(2)
         return taken
 
     def _proximity(self, work: Work) -> list[PartInfo]:
         layer = work.of_layer
-        width = self.text.shape.n_neurons[layer]
-        bad = self._failed(layer)
+        swept = self.layers.swept[layer]
+        bad = self._failed(layer, swept)
         if layer_index(layer) == 0:
-            return self.write(work, {"proximity": _unscored(width, bad)})
+            return self.write(work, {"proximity": _unscored(swept, bad)})
         settings = self._settings(layer)
-        core, _ = self.core(layer)
+        core = self.core(layer, swept)
         taken = self._taken(layer, core)
         found = proximity.proximity(core, taken, self._embeddings, settings)
-        before, _ = self.core(layer_name(layer_index(layer) - 1))
         chosen = torch.from_numpy(np.flatnonzero(np.array([r is None for r in found.reason]) & ~bad))
+        neurons = torch.from_numpy(swept)[chosen]
         targets = proximity.Targets(
-            chosen,
+            neurons,
             core[chosen],
             taken[chosen],
             taken[chosen].sum(2) >= settings.min_tokens,
             self.precursors(layer)[chosen],
         )
-        world = controls.World(self._embeddings, controls.frequency_deciles(self.kept.counts), before)
+        world = controls.World(self._embeddings, controls.frequency_deciles(self.kept.counts), self.core_before(layer))
         drawn = controls.controls(targets, world, settings)
         tables = {
-            "proximity": _proximity_rows(found, bad, core, self.science.overlap.min_clusters),
+            "proximity": _proximity_rows(found, swept, bad, core, self.science.overlap.min_clusters),
             "proximity_controls": columns.concat(
-                "proximity_controls", [_control_rows(chosen.numpy(), c) for c in drawn.values()]
+                "proximity_controls", [_control_rows(neurons.numpy(), c) for c in drawn.values()]
             ),
         }
         return self.write(work, dict(tables))
 
-    def _failed(self, layer: str) -> NDArray[np.bool_]:
-        rows = self.store.read("core_tokens", layer, ["neuron", "status"], units=[Work("core", layer).key])
-        return np.array(rows.sort_by("neuron")["status"].to_pylist()) == "failed"
+    def _failed(self, layer: str, neurons: NDArray[np.int64]) -> NDArray[np.bool_]:
+        rows = self.store.read("core_tokens", layer, ["status"], units=[Work("core", layer).key])
+        return np.array(rows["status"].to_pylist())[self.layers.rows(layer, neurons)] == "failed"
 
     def _clamp(self, work: Work) -> list[PartInfo]:
         settings, layer = self.science.clamp, layer_index(work.of_layer)
-        if (
-            settings is None
-            or layer + 1 >= self.model.info.n_layers
-            or layer_name(layer + 1) not in self.text.shape.swept
-        ):
+        following = layer_name(layer + 1)
+        if settings is None or following not in self.layers.swept:
             return []
-        core, _ = self.core(work.of_layer)
-        next_core, _ = self.core(layer_name(layer + 1))
-        precursors = self.precursors(layer_name(layer + 1))
-        feeds = torch.zeros(len(core), dtype=torch.bool)
-        feeds[precursors[precursors >= 0]] = True
-        able = (feeds & torch.from_numpy(~self._failed(work.of_layer))).nonzero().squeeze(1)
+        core = self.core(work.of_layer, self.layers.mined[work.of_layer])
+        targets = self.layers.swept[following]
+        next_core = self.core(following, targets)
+        precursors = self.precursors(following)
+        swept = self.layers.swept[work.of_layer]
+        feeds = np.isin(swept, precursors.numpy())
+        able = torch.from_numpy(swept[feeds & ~self._failed(work.of_layer, swept)])
         hashes = random.bits(self.science.seed, random.CLAMP_NEURON, layer_word(work.of_layer), able)
         chosen = able[hashes.argsort(stable=True)[: settings.n_neurons]].sort().values
         distribution = clamp.measure(
@@ -159,6 +160,7 @@ class TextScorer(TextWorker):
                     distribution,
                     self.science.seed,
                     settings.n_contexts,
+                    next_neurons=torch.from_numpy(targets),
                 )
                 rows.append(_clamp_rows(effects))
             except DataError as e:
@@ -168,9 +170,9 @@ class TextScorer(TextWorker):
 
     def _summarise(self, work: Work) -> list[PartInfo]:
         token_group = summary.token_groups(self._embeddings, self.science.seed)
-        layers = [self._layer_scores(layer, token_group) for layer in self.text.shape.swept if layer_index(layer) > 0]
+        layers = [self._layer_scores(layer, token_group) for layer in self.layers.swept if layer_index(layer) > 0]
         rows = summary.summarise(layers, self.science.seed, self.science.proximity.n_bootstrap)
-        n_neurons = {layer_index(name): self.text.shape.n_neurons[name] for name in self.text.shape.swept}
+        n_neurons = {layer_index(name): len(swept) for name, swept in self.layers.swept.items()}
         return self.write(work, {"categorical": _summary_rows(rows, n_neurons)})
 
     def _layer_scores(self, layer: str, token_group: Tensor) -> summary.LayerScores:
@@ -187,20 +189,25 @@ class TextScorer(TextWorker):
         drawn = self.store.read("proximity_controls", layer, units=unit).sort_by("neuron")
         name = np.array(drawn["control"].to_pylist())
         found = {c: _control_of(c, drawn.filter(pa.array(name == c))) for c in controls.CONTROLS}
-        core, _ = self.core(layer)
-        group = summary.neuron_groups(core[torch.from_numpy(neurons)], token_group)
+        group = summary.neuron_groups(self.core(layer, neurons), token_group)
         return summary.LayerScores(layer_index(layer), group, scores, found)
 
 
-def _unscored(width: int, bad: NDArray[np.bool_]) -> pa.Table:
+def _unscored(neurons: NDArray[np.int64], bad: NDArray[np.bool_]) -> pa.Table:
     """Rows of `proximity` of a layer that has none before it."""
     status = np.where(bad, "failed", "excluded")
     reason = [REFUSED if b else NO_LAYER_BEFORE for b in bad]
-    nothing = dict.fromkeys(TABLES["proximity"].schema.names, [None] * width)
-    return columns.table("proximity", nothing | {"neuron": np.arange(width), "status": status, "reason": reason})
+    nothing = dict.fromkeys(TABLES["proximity"].schema.names, [None] * len(neurons))
+    return columns.table("proximity", nothing | {"neuron": neurons, "status": status, "reason": reason})
 
 
-def _proximity_rows(found: proximity.Proximity, bad: NDArray[np.bool_], core: Tensor, min_clusters: int) -> pa.Table:
+def _proximity_rows(
+    found: proximity.Proximity,
+    neurons: NDArray[np.int64],
+    bad: NDArray[np.bool_],
+    core: Tensor,
+    min_clusters: int,
+) -> pa.Table:
     s = found.scores
     reason = [REFUSED if b else r for b, r in zip(bad, found.reason, strict=True)]
     ok = np.array([r is None for r in reason])
@@ -212,7 +219,7 @@ def _proximity_rows(found: proximity.Proximity, bad: NDArray[np.bool_], core: Te
         return np.where(ok, x.numpy(), np.nan)
 
     rows: dict[str, Any] = {
-        "neuron": np.arange(len(ok)),
+        "neuron": neurons,
         "status": np.where(bad, "failed", np.where(ok, "ok", "excluded")),
         "reason": reason,
         "n_clusters": pa.array(found.n_counted.numpy(), mask=bad),

@@ -30,6 +30,7 @@ class TextWorker(UnitWorker):
         super().__init__(sweep.out, sweep.science.numerics)
         self.text = sweep
         self.science = sweep.science
+        self.layers = sweep.layers
         self.model = model_of(sweep)
         self.tokenizer = Tokenizer(self.model.folder)
         self._kept: Kept | None = None
@@ -95,10 +96,11 @@ class TextWorker(UnitWorker):
 
     def _core(self, work: Work) -> list[PartInfo]:
         layer = work.of_layer
-        width = self.text.shape.n_neurons[layer]
-        science = self.science
-        of_layer = sums_of(self.store, layer, Work("mine", layer).key, width)
-        core = mine.core_tokens(of_layer, self.kept, layer_index(layer), science.seed, science.core.n_core)
+        neurons, science = self.layers.mined[layer], self.science
+        of_layer = sums_of(self.store, layer, Work("mine", layer).key, neurons)
+        core = mine.core_tokens(
+            of_layer, self.kept, layer_index(layer), science.seed, science.core.n_core, torch.from_numpy(neurons)
+        )
         there = (core.core >= 0).numpy()
         n = there.sum(1)
         failed = of_layer.refused.numpy()
@@ -106,7 +108,7 @@ class TextWorker(UnitWorker):
         table = columns.table(
             "core_tokens",
             {
-                "neuron": np.arange(width),
+                "neuron": neurons,
                 "status": np.where(failed, "failed", "ok"),
                 "reason": [REFUSED if bad else None for bad in failed],
                 "tokens": columns.ragged(ids[there], n, pa.int32()),
@@ -114,64 +116,70 @@ class TextWorker(UnitWorker):
                 "n_tied_at_cut": pa.array(core.n_tied_at_cut.numpy(), mask=failed),
             },
         )
-        return self.write(
-            work, {"core_tokens": table}, [(layer, "neuron", int(i), REFUSED) for i in np.flatnonzero(failed)]
-        )
+        return self.write(work, {"core_tokens": table}, [(layer, "neuron", int(i), REFUSED) for i in neurons[failed]])
 
-    def core(self, layer: str) -> tuple[Tensor, NDArray[np.float64]]:
-        """Core-tokens of a layer as rows of `kept`, −1 where there are none, and their means."""
-        rows = self.store.read("core_tokens", layer, units=[Work("core", layer).key]).sort_by("neuron")
-        n_core = self.science.core.n_core
-        ids = torch.from_numpy(columns.padded(rows["tokens"], -1, n_core).astype(np.int64))
-        return torch.where(ids >= 0, self.kept.row_of[ids.clamp(min=0)], -1), columns.padded(
-            rows["means"], np.nan, n_core
-        )
+    def core(self, layer: str, neurons: NDArray[np.int64]) -> Tensor:
+        """Core-tokens of neurons of a layer as rows of `kept`, −1 where there are none."""
+        rows = self.store.read("core_tokens", layer, ["tokens"], units=[Work("core", layer).key])
+        tokens = rows["tokens"].take(self.layers.rows(layer, neurons))
+        ids = torch.from_numpy(columns.padded(tokens, -1, self.science.core.n_core).astype(np.int64))
+        return torch.where(ids >= 0, self.kept.row_of[ids.clamp(min=0)], -1)
+
+    def core_before(self, layer: str) -> Tensor:
+        """Core-tokens of all neurons of the layer before."""
+        before = layer_name(layer_index(layer) - 1)
+        return self.core(before, self.layers.mined[before])
 
     def _connect(self, work: Work) -> list[PartInfo]:
         layer = layer_index(work.of_layer)
         if layer == 0:
             return []
         model, science = self.model, self.science
+        swept = torch.from_numpy(self.layers.swept[work.of_layer])
+        gate = model.gate(layer)
         found = connect.connect(
             model.w_out(layer - 1),
             model.gains(layer),
-            model.w_in(layer),
+            model.w_in(layer)[:, swept],
             science.connect.n_precursors,
             science.seed,
             layer_word(work.of_layer),
-            model.gate(layer),
+            None if gate is None else gate[:, swept],
+            swept,
         )
-        neuron, rank = (found.precursor >= 0).nonzero().numpy().T
-        rows = {"neuron": neuron, "rank": rank, "precursor": found.precursor.numpy()[neuron, rank]}
-        rows |= {"weight": found.weight.numpy()[neuron, rank], "gate_weight": found.gate.numpy()[neuron, rank]}
+        row, rank = (found.precursor >= 0).nonzero().numpy().T
+        rows = {"neuron": swept.numpy()[row], "rank": rank, "precursor": found.precursor.numpy()[row, rank]}
+        rows |= {"weight": found.weight.numpy()[row, rank], "gate_weight": found.gate.numpy()[row, rank]}
         return self.write(work, {"connections": columns.table("connections", rows)})
 
     def precursors(self, layer: str) -> Tensor:
-        """Precursors of a layer's neurons, −1 where there are fewer."""
+        """Precursors of a layer's neurons that are swept, −1 where there are fewer."""
         rows = self.store.read("connections", layer, units=[Work("connect", layer).key])
-        out = torch.full((self.text.shape.n_neurons[layer], self.science.connect.n_precursors), -1)
+        swept = self.layers.swept[layer]
+        out = torch.full((len(swept), self.science.connect.n_precursors), -1)
         neuron, rank, precursor = (columns.numbers(rows, c).astype(np.int64) for c in ("neuron", "rank", "precursor"))
-        out[torch.from_numpy(neuron), torch.from_numpy(rank)] = torch.from_numpy(precursor)
+        row = np.searchsorted(swept, neuron)
+        out[torch.from_numpy(row), torch.from_numpy(rank)] = torch.from_numpy(precursor)
         return out
 
     def _overlap(self, work: Work) -> list[PartInfo]:
         layer = work.of_layer
         if layer_index(layer) == 0:
             return []
+        swept = self.layers.swept[layer]
         precursors = self.precursors(layer)
-        core, _ = self.core(layer)
-        before, _ = self.core(layer_name(layer_index(layer) - 1))
-        found = overlap.overlap(core, before, precursors, len(self.kept.ids))
-        neuron, rank = (precursors >= 0).nonzero().numpy().T
-        taken = found.taken.numpy()[neuron, rank]
-        ids = self.kept.ids[core.clamp(min=0)].numpy()[neuron]
-        size = found.size.numpy()[neuron, rank]
+        core = self.core(layer, swept)
+        found = overlap.overlap(core, self.core_before(layer), precursors, len(self.kept.ids))
+        row, rank = (precursors >= 0).nonzero().numpy().T
+        taken = found.taken.numpy()[row, rank]
+        ids = self.kept.ids[core.clamp(min=0)].numpy()[row]
+        size = found.size.numpy()[row, rank]
         rows = {
-            "neuron": neuron,
+            "neuron": swept[row],
             "rank": rank,
-            "precursor": precursors.numpy()[neuron, rank],
+            "precursor": precursors.numpy()[row, rank],
             "size": size,
-            "p": found.p.numpy()[neuron, rank],
+            "p": found.p.numpy()[row, rank],
             "counted": size >= self.science.overlap.min_tokens,
             "tokens": columns.ragged(ids[taken], size, pa.int32()),
         }

@@ -15,7 +15,11 @@ from troubles import DyingShard
 
 import polyray
 from polyray.cluster import chain
+from polyray.cluster.text_resolve import resolve
+from polyray.config import load_config
+from polyray.errors import ConfigError
 from polyray.store import Store
+from polyray.text_config import TextConfig
 
 N_WORDS, N_NEURONS, N_LAYERS = 120, 40, 3
 N_DOCUMENTS = 300
@@ -164,9 +168,73 @@ def test_the_loss_of_a_shard_changes_nothing(
     assert digests(tmp_path / "out") == digests(census[0])
 
 
+def test_chosen_neurons_are_all_that_is_swept_and_come_out_as_in_the_whole(
+    census: tuple[Path, dict[str, Any]], language: Path, tmp_path: Path
+) -> None:
+    """Layer 0 is mined for layer 1, and layer 1 whole for layer 2; of layer 2 the chosen neurons alone."""
+    few = raw(language)
+    few["science"]["model"] |= {"layers": [1, 2], "neurons": {1: [3, "10-29", 33], 2: ["0-19"]}}
+    chosen = {"h.1": [3, *range(10, 30), 33], "h.2": list(range(20))}
+    config = write_config(tmp_path / "few.yaml", few)
+    planned = printed_json(command("plan", config, "--json"))
+    assert (planned["n_neurons"], planned["n_mined"]) == (42, 3)
+    result = command("run", config, "--out", tmp_path / "out", "--json")
+    assert result.exit_code == 0, result.output
+    here, there = (polyray.open(out) for out in (tmp_path / "out", census[0]))
+
+    def rows(data: Any, table: str, layer: str, *key: str) -> dict[Any, dict[str, Any]]:
+        return {tuple(r[k] for k in key): r for r in data[table].to_table().to_pylist() if r["layer"] == layer}
+
+    for layer, mined in {"h.0": range(40), "h.1": range(40), "h.2": range(20)}.items():
+        found = rows(here, "core_tokens", layer, "neuron")
+        whole = rows(there, "core_tokens", layer, "neuron")
+        assert found == {(n,): whole[n,] for n in mined}
+        sums = rows(here, "token_stats", layer, "token")
+        whole = rows(there, "token_stats", layer, "token")
+        assert {t: r["sums"] for t, r in sums.items()} == {t: r["sums"][: len(mined)] for t, r in whole.items()}
+    for layer, neurons in chosen.items():
+        found = rows(here, "proximity", layer, "neuron")
+        whole = rows(there, "proximity", layer, "neuron")
+        assert list(found) == [(n,) for n in neurons]
+        for key, row in found.items():
+            assert row["status"] == whole[key]["status"]
+            np.testing.assert_allclose(row["dimensional"] or [], whole[key]["dimensional"] or [], atol=1e-12)
+        for table, key in (("connections", ("neuron", "rank")), ("taken_clusters", ("neuron", "rank"))):
+            found, whole = (rows(data, table, layer, *key) for data in (here, there))
+            assert {k: r["precursor"] for k, r in found.items()} == {
+                k: r["precursor"] for k, r in whole.items() if k[0] in neurons
+            }
+            assert {k: r.get("tokens") for k, r in found.items()} == {
+                k: r.get("tokens") for k, r in whole.items() if k[0] in neurons
+            }
+    drawn = rows(here, "proximity_controls", "h.2", "neuron", "control")
+    whole = rows(there, "proximity_controls", "h.2", "neuron", "control")
+    assert drawn
+    for key, row in drawn.items():
+        assert row["qualifies"] == whole[key]["qualifies"]
+        ours, theirs = (np.array(r["differences"], dtype=float) for r in (row, whole[key]))
+        np.testing.assert_allclose(ours, theirs, atol=1e-12)
+    clamps = here["clamps"].to_table().to_pylist()
+    assert clamps
+    feeds = {(r["neuron"], r["precursor"]) for r in rows(here, "connections", "h.2", "neuron", "rank").values()}
+    for row in clamps:
+        assert (row["layer"], row["neuron"] in chosen["h.1"]) == ("h.1", True)
+        assert row["targets"] == sorted(n for n, p in feeds if p == row["neuron"])
+    assert {r["n_neurons"] for r in here["categorical"].to_table().to_pylist()} == {22, 20, 42}
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
+        ({"model": {"neurons": {1: [3, "38-40"]}}}, "'h.1' has neurons 0 to 39, got '38-40'"),
+        ({"model": {"neurons": {1: ["9-3"]}}}, "runs backwards; say '3-9'"),
+        ({"model": {"neurons": {1: [4, "3-7"]}}}, "lists [4] more than once"),
+        ({"model": {"layers": [1], "neurons": {2: [4]}}}, "layers [2] are not among those swept, 1"),
+        ({"model": {"layers": [1], "neurons": {1: []}}}, "leaves no neuron"),
+        ({"model": {"neurons": {1: ["3:7"]}}}, "neurons of layer 1: '3:7' is neither an index nor a range"),
+        ({"model": {"neurons": {"h.1": [3]}}}, "an index from 0, got 'h.1'"),
+        ({"model": {"neurons": [3]}}, "must be lists of indices and ranges by layer"),
+        ({"model": {"neurons": "/nowhere.json"}}, "cannot read '/nowhere.json'"),
         ({"model": {"layers": [1, 7]}}, "layers 0 to 2"),
         ({"model": {"path": "/nowhere"}}, "/nowhere"),
         ({"model": {"context": 17}}, "more than the model's 16"),
@@ -186,6 +254,26 @@ def test_what_cannot_be_swept_is_refused_before_anything_is_written(
     assert result.exit_code == 2
     assert said in result.output.replace("\n", "")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_choice_of_neurons_in_a_file_is_that_in_the_config(language: Path, tmp_path: Path) -> None:
+    inline = raw(language)
+    inline["science"]["model"]["neurons"] = {1: [3, "10-12"], 2: ["0-19"]}
+    (tmp_path / "some.json").write_text('{"1": ["3-3", 10, 11, 12], "2": ["0-9", "10-19"]}')
+    (tmp_path / "bad.yaml").write_text("1: 3")
+    in_file = raw(language)
+    in_file["science"]["model"]["neurons"] = str(tmp_path / "some.json")
+    configs = [load_config(write_config(tmp_path / "c.yaml", x)) for x in (inline, in_file, raw(language))]
+    resolved = [resolve(c, "unset") for c in configs if isinstance(c, TextConfig)]
+    assert resolved[0].identity == resolved[1].identity != resolved[2].identity
+    assert {x: n.tolist() for x, n in resolved[1].sweep.layers.swept.items()} == {
+        "h.0": list(range(40)), "h.1": [3, 10, 11, 12], "h.2": list(range(20)),
+    }  # fmt: skip
+    in_file["science"]["model"]["neurons"] = str(tmp_path / "bad.yaml")
+    bad = load_config(write_config(tmp_path / "c.yaml", in_file))
+    assert isinstance(bad, TextConfig)
+    with pytest.raises(ConfigError, match=r"bad.yaml.*layer 1 must be a list such as .* got 3"):
+        resolve(bad, "unset")
 
 
 def test_a_corpus_without_a_frequent_token_stops_with_the_numbers(
