@@ -227,11 +227,11 @@ def _plan_text(config: TextConfig, as_json: bool) -> int:
 
     if config.execution.address is None:
         nodes = [service.this_machine()]
-        e = estimate(config, service.capacity(config.execution.shard, nodes))
     else:
         with service.cluster(config.execution):
             nodes = service.nodes()
-            e = estimate(config, service.capacity(config.execution.shard, nodes))
+    with _aside(as_json):
+        e = estimate(config, service.room_of(config.execution, nodes))
     e.problems += service.lacks(config.execution, nodes)
     if as_json:
         print(json.dumps({**asdict(e), "feasible": not e.problems}))

@@ -87,7 +87,8 @@ def categorical_table(records: list[dict[str, Any]]) -> Table:
 def print_text_plan(console: Console, e: Any) -> None:
     """What the census of a language model would be and need."""
     table = Table("what", "how much", title="plan", title_justify="left")
-    table.add_row("layers swept", f"{e.n_layers} of {e.n_neurons_a_layer:,} neurons: {e.n_neurons:,}")
+    table.add_row("layers swept", f"{e.n_layers}, of {e.n_neurons_a_layer:,} neurons each")
+    table.add_row("neurons swept", f"{e.n_neurons:,}")
     table.add_row("layers mined", f"{e.n_mined}")
     table.add_row("documents", f"{e.n_documents:,}")
     table.add_row("tokens with statistics", f"at most {e.n_tokens:,}")

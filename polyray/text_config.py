@@ -154,7 +154,8 @@ class TextExecution(Section):
     scoring: PoolConfig = PoolConfig()
     """Actors that tokenise, connect and score."""
     stats_gb: float = Field(8.0, gt=0, allow_inf_nan=False)
-    """Most GiB of token statistics that a shard holds; what does not fit is mined in several passes."""
+    """Most GiB of token statistics that a shard holds, on average over all shards; what does not fit is mined in
+    several passes. A layer lies on one shard, and a sweep one of whose layers is beyond all of them is refused."""
     checkpoint_s: float = Field(120.0, gt=0)
     """Seconds between checkpoints of mining: what the loss of a shard costs at most."""
     bundle_s: float = Field(5.0, gt=0, le=600)

@@ -19,6 +19,7 @@ from polyray.cluster.actors import actor_options, reason_of
 from polyray.cluster.dispatch import Progress
 from polyray.cluster.plan import Work
 from polyray.cluster.shard import ShardWorker
+from polyray.cluster.text_memory import n_shards_of
 from polyray.cluster.text_plan import TextSweep, passes, shards
 from polyray.cluster.text_rows import n_batches
 from polyray.errors import StageError
@@ -83,7 +84,7 @@ def mine(
     n_tokens = len(store.read("tokens", columns=["token"]))
     layers = [w.of_layer for w in remaining]
     bytes_of = {layer: 8 * n_tokens * sweep.shape.n_neurons[layer] for layer in layers}
-    n_shards = min(execution.shard.max or n_fit, n_fit)
+    n_shards = n_shards_of(execution, n_fit)
     planned = passes(layers, bytes_of, n_shards * execution.stats_gb * 1024**3)
     for i, chosen in enumerate(planned):
 

@@ -21,7 +21,7 @@ from polyray.models.language import Shard
 from polyray.records import PartInfo
 from polyray.store import Store
 
-_PART_BYTES = 256 * 2**20
+PART_BYTES = 256 * 2**20
 """Sums of one part before compression."""
 
 
@@ -39,6 +39,7 @@ class ShardWorker:
         science = sweep.science
         torch.set_num_threads(science.numerics.threads)
         torch.use_deterministic_algorithms(science.numerics.device == "cuda", warn_only=True)
+        self.out = sweep.out
         self._store = Store(sweep.out)
         model = model_of(sweep)
         self._shard = Shard(model, blocks, getattr(torch, science.model.dtype), science.numerics.device)
@@ -46,7 +47,7 @@ class ShardWorker:
         self._last = max(layer_index(layer) for layer in layers)
         self._micro_batch = science.model.micro_batch
         self._kept: Kept = kept_of(self._store, model.info.vocab)
-        self._contexts = contexts_of(self._store, context_length(science, model))
+        self._contexts = contexts_of(self._store, context_length(science, model.info))
         self._neurons = {index: torch.from_numpy(sweep.layers.mined[x]) for index, x in self._layers.items()}
         n_neurons = model.info.n_neurons
         self._statistics = TokenStatistics(
@@ -89,7 +90,7 @@ class ShardWorker:
         for index, sums in self._statistics.sums.items():
             layer = self._layers[index]
             n, width = sums.sums.shape
-            step = max(1, _PART_BYTES // (8 * width))
+            step = max(1, PART_BYTES // (8 * width))
             for a in range(0, n, step):
                 # Sums of a refused neuron would depend on the order of batches.
                 values = torch.where(sums.refused, 0, sums.sums[a : a + step]).cpu().numpy()

@@ -13,6 +13,7 @@ import torch
 from polyray import __version__
 from polyray.cluster.resolve import neurons_digest, package_versions, require_device
 from polyray.cluster.text_layers import layers_of
+from polyray.cluster.text_memory import Sizes, positions_of, sizes_of
 from polyray.cluster.text_plan import TextSweep, text_stages
 from polyray.config import identity
 from polyray.errors import ConfigError, DataError
@@ -29,6 +30,8 @@ class TextResolved:
     """A sweep that can start, and what its run.json says."""
 
     sweep: TextSweep
+    sizes: Sizes
+    """What its memory follows from."""
     identity: dict[str, Any]
     provenance: dict[str, Any]
     notes: list[str] = field(default_factory=list)
@@ -76,4 +79,5 @@ def resolve(config: TextConfig, out: str) -> TextResolved:
     }
     known = contents | {"torch": torch.__version__}
     sweep = TextSweep(config, out, n_documents, layers, known, text_stages(science))
-    return TextResolved(sweep, identity(config, contents, VERSION), provenance, notes)
+    sizes = sizes_of(model, science, layers, positions_of(corpus, tokenizer, science, info, n_documents))
+    return TextResolved(sweep, sizes, identity(config, contents, VERSION), provenance, notes)

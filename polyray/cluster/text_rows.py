@@ -15,7 +15,7 @@ from polyray.categorical.count import Kept
 from polyray.categorical.mine import Batch, LayerSums, batches
 from polyray.cluster.text_plan import TextSweep
 from polyray.errors import ModelError
-from polyray.models.language import LanguageModel
+from polyray.models.language import LanguageModel, ModelInfo
 from polyray.probes.tokens import Packed
 from polyray.store import Store
 from polyray.text_config import TextScience
@@ -38,9 +38,9 @@ def model_of(sweep: TextSweep) -> LanguageModel:
     return model
 
 
-def context_length(science: TextScience, model: LanguageModel) -> int:
+def context_length(science: TextScience, info: ModelInfo) -> int:
     """Tokens of a context."""
-    return science.model.context or min(model.info.context, MOST_CONTEXT)
+    return science.model.context or min(info.context, MOST_CONTEXT)
 
 
 def context_rows(packed: Packed, first_document: int) -> pa.Table:

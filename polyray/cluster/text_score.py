@@ -52,7 +52,7 @@ class TextScorer(TextWorker):
 
     @cached_property
     def _contexts(self) -> clamp.Contexts:
-        packed = contexts_of(self.store, context_length(self.science, self.model))
+        packed = contexts_of(self.store, context_length(self.science, self.model.info))
         return clamp.Contexts(packed.tokens.long(), packed.mask, self.kept.rows(packed.tokens, packed.counted))
 
     @cached_property

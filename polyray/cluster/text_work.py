@@ -60,7 +60,7 @@ class TextWorker(UnitWorker):
         science, first = self.science, work.items.start
         corpus = open_corpus(science.corpus.path, science.corpus.text_column, science.corpus.label_column)
         done = tokenize(corpus.documents(work.items), self.tokenizer)
-        packed = pack(done, self.tokenizer, context_length(science, self.model), self.model.info.causal)
+        packed = pack(done, self.tokenizer, context_length(science, self.model.info), self.model.info.causal)
         n_tokens = dict(zip(done.docs, map(len, done.ids), strict=True))
         left_out = dict(done.left_out)
         documents = {

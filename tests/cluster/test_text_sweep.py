@@ -145,7 +145,7 @@ def test_cuts_passes_and_checkpoints_change_nothing(
     census: tuple[Path, dict[str, Any]], language: Path, tmp_path: Path
 ) -> None:
     """Two shards, a pass a layer, a checkpoint after every batch."""
-    execution = {"shard": HALF_CPU | {"max": 2}, "stats_gb": 1e-9, "checkpoint_s": 1e-6}
+    execution = {"shard": HALF_CPU | {"max": 2}, "stats_gb": 2e-5, "checkpoint_s": 1e-6}  # room for one layer
     config = write_config(tmp_path / "cut.yaml", raw(language, **execution))
     result = command("run", config, "--out", tmp_path / "out", "--json")
     assert result.exit_code == 0, result.output
@@ -253,6 +253,16 @@ def test_what_cannot_be_swept_is_refused_before_anything_is_written(
     result = command("run", write_config(tmp_path / "bad.yaml", bad), "--out", tmp_path / "out")
     assert result.exit_code == 2
     assert said in result.output.replace("\n", "")
+    assert not (tmp_path / "out").exists()
+
+
+def test_statistics_that_do_not_fit_are_refused_before_anything_is_written(
+    language: Path, ray_here: None, tmp_path: Path
+) -> None:
+    config = write_config(tmp_path / "large.yaml", raw(language, stats_gb=1e-6))
+    result = command("run", config, "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    assert "122 tokens × 40 neurons × 8 bytes" in result.output.replace("\n", "")
     assert not (tmp_path / "out").exists()
 
 
