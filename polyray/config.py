@@ -339,6 +339,7 @@ def _tags(model: type[BaseModel]) -> tuple[str, ...]:
 _LOCATORS: dict[str, Any] = {
     "model": {"path", "neurons"},
     "corpus": {"path"},
+    "core": {"published"},
     "subject": {"weights", "neurons"},
     "probe": {"path", "download"},
     "encoder": {"pretrained"},

@@ -74,6 +74,9 @@ class CoreConfig(Section):
     """Core-tokens: those of highest mean activation."""
     min_count: int = Field(5, ge=1)
     """Fewest occurrences with which a token has statistics."""
+    published: str | None = Field(None, min_length=1)
+    """Folder with published core-tokens, `<layer>/<neuron>.json` as OpenAI has them for GPT-2 XL, in place of mining.
+    The corpus is still counted: only its tokens can be core-tokens, and controls need to know how frequent each is."""
 
 
 class ConnectConfig(Section):

@@ -91,7 +91,7 @@ TEXT_TABLES: tuple[Table, ...] = (
             (
                 "n_tied_at_cut",
                 i32,
-                "tokens left out whose mean equals that of the last one kept; null where it failed",
+                "tokens left out whose mean equals that of the last one kept; null where it failed or is published",
             ),
         ),
         ("neuron",),

@@ -161,7 +161,7 @@ def scoring_memory(sizes: Sizes, science: TextScience, stages: Sequence[str]) ->
     layer_weights = info.n_neurons * info.width * (4 + 4 + 8 + (4 if info.gated else 0))
     needed = {
         # The rows as they are read, and the sums that are made of them.
-        "core": 2 * largest + 25 * min(_MEANS, largest // 8),
+        "core": 0 if science.core.published else 2 * largest + 25 * min(_MEANS, largest // 8),
         "connect": layer_weights + 200 * 2**20,
         "proximity": embeddings,
         "clamp": embeddings

@@ -97,7 +97,8 @@ def text_shape(science: TextScience, n_documents: int, layers: Layers) -> TextSh
 
 def text_stages(science: TextScience) -> dict[str, TextActor]:
     """The stages of a sweep in order, and the kind of actor that runs each."""
-    return {stage: actor for stage, actor in TEXT_STAGES.items() if science.clamp or stage != "clamp"}
+    left_out = [*(() if science.clamp else ("clamp",)), *(("mine",) if science.core.published else ())]
+    return {stage: actor for stage, actor in TEXT_STAGES.items() if stage not in left_out}
 
 
 def text_works(stage: str, shape: TextShape) -> list[Work]:

@@ -6,18 +6,20 @@ Which question it answers: *does everything that the config names exist, and wha
 
 import platform
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from polyray import __version__
+from polyray.categorical.published import published_digest
 from polyray.cluster.resolve import neurons_digest, package_versions, require_device
 from polyray.cluster.text_layers import layers_of
 from polyray.cluster.text_memory import Sizes, positions_of, sizes_of
 from polyray.cluster.text_plan import TextSweep, text_stages
 from polyray.config import identity
 from polyray.errors import ConfigError, DataError
-from polyray.models.blocks import layer_name
+from polyray.models.blocks import layer_index, layer_name
 from polyray.models.language import LanguageModel
 from polyray.probes.text import open_corpus
 from polyray.probes.tokens import Tokenizer
@@ -61,6 +63,9 @@ def resolve(config: TextConfig, out: str) -> TextResolved:
     contents = {"model": model.checkpoint.digest(), "tokenizer": tokenizer.digest(), "corpus": corpus.digest()}
     if science.model.neurons is not None:
         contents["neurons"] = neurons_digest(layers.swept)
+    if science.core.published is not None:
+        neurons = {layer_index(name): chosen.tolist() for name, chosen in layers.mined.items()}
+        contents["published"] = published_digest(Path(science.core.published).expanduser(), neurons)
     notes = []
     if layer_name(0) in layers.swept:
         notes.append("neurons of layer 0 have no layer before them: they are excluded")

@@ -5,7 +5,7 @@ after overlap.
 """
 
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +16,7 @@ from torch import Tensor
 from polyray import columns
 from polyray.categorical import clamp, controls, proximity, summary
 from polyray.cluster.plan import Work
-from polyray.cluster.text_rows import REFUSED, context_length, contexts_of
+from polyray.cluster.text_rows import context_length, contexts_of
 from polyray.cluster.text_work import TextWorker
 from polyray.errors import DataError
 from polyray.kernels import proximity as kernel
@@ -91,14 +91,14 @@ class TextScorer(TextWorker):
     def _proximity(self, work: Work) -> list[PartInfo]:
         layer = work.of_layer
         swept = self.layers.swept[layer]
-        bad = self._failed(layer, swept)
+        without = self._without(layer, swept)
         if layer_index(layer) == 0:
-            return self.write(work, {"proximity": _unscored(swept, bad)})
+            return self.write(work, {"proximity": _unscored(swept, without)})
         settings = self._settings(layer)
         core = self.core(layer, swept)
         taken = self._taken(layer, core)
         found = proximity.proximity(core, taken, self._embeddings, settings)
-        chosen = torch.from_numpy(np.flatnonzero(np.array([r is None for r in found.reason]) & ~bad))
+        chosen = torch.from_numpy(np.flatnonzero(np.array([r is None for r in found.reason]) & without.ok))
         neurons = torch.from_numpy(swept)[chosen]
         targets = proximity.Targets(
             neurons,
@@ -110,16 +110,17 @@ class TextScorer(TextWorker):
         world = controls.World(self._embeddings, controls.frequency_deciles(self.kept.counts), self.core_before(layer))
         drawn = controls.controls(targets, world, settings)
         tables = {
-            "proximity": _proximity_rows(found, swept, bad, core, self.science.overlap.min_clusters),
+            "proximity": _proximity_rows(found, swept, without, core, self.science.overlap.min_clusters),
             "proximity_controls": columns.concat(
                 "proximity_controls", [_control_rows(neurons.numpy(), c) for c in drawn.values()]
             ),
         }
         return self.write(work, dict(tables))
 
-    def _failed(self, layer: str, neurons: NDArray[np.int64]) -> NDArray[np.bool_]:
-        rows = self.store.read("core_tokens", layer, ["status"], units=[Work("core", layer).key])
-        return np.array(rows["status"].to_pylist())[self.layers.rows(layer, neurons)] == "failed"
+    def _without(self, layer: str, neurons: NDArray[np.int64]) -> "_Without":
+        rows = self.store.read("core_tokens", layer, ["status", "reason"], units=[Work("core", layer).key])
+        rows = rows.take(self.layers.rows(layer, neurons))
+        return _Without(*(np.array(rows[c].to_pylist(), dtype=object) for c in ("status", "reason")))
 
     def _clamp(self, work: Work) -> list[PartInfo]:
         settings, layer = self.science.clamp, layer_index(work.of_layer)
@@ -132,7 +133,7 @@ class TextScorer(TextWorker):
         precursors = self.precursors(following)
         swept = self.layers.swept[work.of_layer]
         feeds = np.isin(swept, precursors.numpy())
-        able = torch.from_numpy(swept[feeds & ~self._failed(work.of_layer, swept)])
+        able = torch.from_numpy(swept[feeds & self._without(work.of_layer, swept).ok])
         hashes = random.bits(self.science.seed, random.CLAMP_NEURON, layer_word(work.of_layer), able)
         chosen = able[hashes.argsort(stable=True)[: settings.n_neurons]].sort().values
         distribution = clamp.measure(
@@ -193,10 +194,22 @@ class TextScorer(TextWorker):
         return summary.LayerScores(layer_index(layer), group, scores, found)
 
 
-def _unscored(neurons: NDArray[np.int64], bad: NDArray[np.bool_]) -> pa.Table:
+class _Without(NamedTuple):
+    """Which neurons have no core-tokens, and why: columns of `core_tokens`."""
+
+    status: NDArray[np.object_]
+    reason: NDArray[np.object_]
+
+    @property
+    def ok(self) -> NDArray[np.bool_]:
+        """Neurons that have some."""
+        return self.status == "ok"
+
+
+def _unscored(neurons: NDArray[np.int64], without: _Without) -> pa.Table:
     """Rows of `proximity` of a layer that has none before it."""
-    status = np.where(bad, "failed", "excluded")
-    reason = [REFUSED if b else NO_LAYER_BEFORE for b in bad]
+    status = np.where(without.ok, "excluded", without.status)
+    reason = np.where(without.ok, NO_LAYER_BEFORE, without.reason)
     nothing = dict.fromkeys(TABLES["proximity"].schema.names, [None] * len(neurons))
     return columns.table("proximity", nothing | {"neuron": neurons, "status": status, "reason": reason})
 
@@ -204,12 +217,12 @@ def _unscored(neurons: NDArray[np.int64], bad: NDArray[np.bool_]) -> pa.Table:
 def _proximity_rows(
     found: proximity.Proximity,
     neurons: NDArray[np.int64],
-    bad: NDArray[np.bool_],
+    without: _Without,
     core: Tensor,
     min_clusters: int,
 ) -> pa.Table:
     s = found.scores
-    reason = [REFUSED if b else r for b, r in zip(bad, found.reason, strict=True)]
+    reason = np.where(without.ok, found.reason, without.reason)
     ok = np.array([r is None for r in reason])
     diagnoses = summary.neuron_diagnoses(found, min_clusters)
     lengths = (core >= 0).sum(1).numpy()
@@ -220,9 +233,9 @@ def _proximity_rows(
 
     rows: dict[str, Any] = {
         "neuron": neurons,
-        "status": np.where(bad, "failed", np.where(ok, "ok", "excluded")),
+        "status": np.where(without.ok, np.where(ok, "ok", "excluded"), without.status),
         "reason": reason,
-        "n_clusters": pa.array(found.n_counted.numpy(), mask=bad),
+        "n_clusters": pa.array(found.n_counted.numpy(), mask=without.status == "failed"),
         **{c: figure(getattr(s, c)) for c in ("difference", "h", "p", "tau", "first", "agreeing")},
         "rank": pa.array(rank, mask=~ok | (rank < 0)),
         "condition": figure(found.condition),

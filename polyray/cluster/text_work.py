@@ -3,6 +3,9 @@
 Which question it answers: *which rows does a unit read, and which does it write?* Place in the flow: as `work.py`.
 """
 
+from pathlib import Path
+from typing import NamedTuple
+
 import numpy as np
 import pyarrow as pa
 import torch
@@ -12,6 +15,7 @@ from torch import Tensor
 from polyray import columns
 from polyray.categorical import connect, count, mine, overlap
 from polyray.categorical.count import Kept
+from polyray.categorical.published import read_published
 from polyray.cluster.plan import Work
 from polyray.cluster.text_plan import TextSweep, text_works
 from polyray.cluster.text_rows import REFUSED, context_length, context_rows, kept_of, model_of, sums_of
@@ -21,6 +25,17 @@ from polyray.models.blocks import layer_index, layer_name
 from polyray.probes.text import open_corpus
 from polyray.probes.tokens import Tokenizer, pack, tokenize
 from polyray.records import PartInfo
+
+NO_FILE = "no published file"
+NO_TOKEN = "none of its published tokens is frequent enough in the corpus"
+
+
+class _Core(NamedTuple):
+    """Core-tokens of a layer's mined neurons; indices and reasons of those that have none."""
+
+    tokens: mine.CoreTokens
+    excluded: dict[int, str]
+    failed: dict[int, str]
 
 
 class TextWorker(UnitWorker):
@@ -96,27 +111,45 @@ class TextWorker(UnitWorker):
 
     def _core(self, work: Work) -> list[PartInfo]:
         layer = work.of_layer
-        neurons, science = self.layers.mined[layer], self.science
-        of_layer = sums_of(self.store, layer, Work("mine", layer).key, neurons)
-        core = mine.core_tokens(
-            of_layer, self.kept, layer_index(layer), science.seed, science.core.n_core, torch.from_numpy(neurons)
-        )
-        there = (core.core >= 0).numpy()
+        neurons = self.layers.mined[layer]
+        found, excluded, failed = self._published(layer) if self.science.core.published else self._mined(layer)
+        there = (found.core >= 0).numpy()
         n = there.sum(1)
-        failed = of_layer.refused.numpy()
-        ids = self.kept.ids[core.core.clamp(min=0)].numpy()
+        ids = self.kept.ids[found.core.clamp(min=0)].numpy()
+        reason = [failed.get(i) or excluded.get(i) for i in neurons.tolist()]
+        # Published files do not say what was left out.
+        untold = np.isin(neurons, list(failed)) | (self.science.core.published is not None)
         table = columns.table(
             "core_tokens",
             {
                 "neuron": neurons,
-                "status": np.where(failed, "failed", "ok"),
-                "reason": [REFUSED if bad else None for bad in failed],
+                "status": [
+                    "failed" if i in failed else "excluded" if i in excluded else "ok" for i in neurons.tolist()
+                ],
+                "reason": reason,
                 "tokens": columns.ragged(ids[there], n, pa.int32()),
-                "means": columns.ragged(core.mean.numpy()[there], n, pa.float64()),
-                "n_tied_at_cut": pa.array(core.n_tied_at_cut.numpy(), mask=failed),
+                "means": columns.ragged(found.mean.numpy()[there], n, pa.float64()),
+                "n_tied_at_cut": pa.array(found.n_tied_at_cut.numpy(), mask=untold),
             },
         )
-        return self.write(work, {"core_tokens": table}, [(layer, "neuron", int(i), REFUSED) for i in neurons[failed]])
+        return self.write(work, {"core_tokens": table}, [(layer, "neuron", i, why) for i, why in failed.items()])
+
+    def _mined(self, layer: str) -> _Core:
+        neurons, science = self.layers.mined[layer], self.science
+        of_layer = sums_of(self.store, layer, Work("mine", layer).key, neurons)
+        found = mine.core_tokens(
+            of_layer, self.kept, layer_index(layer), science.seed, science.core.n_core, torch.from_numpy(neurons)
+        )
+        return _Core(found, {}, dict.fromkeys(neurons[of_layer.refused.numpy()].tolist(), REFUSED))
+
+    def _published(self, layer: str) -> _Core:
+        neurons, core = self.layers.mined[layer].tolist(), self.science.core
+        folder = Path(core.published or "").expanduser()
+        found = read_published(folder, layer_index(layer), neurons, self.kept.ids, self.tokenizer, core.n_core)
+        excluded = dict.fromkeys(found.missing, NO_FILE)
+        empty = (found.core_tokens.core < 0).all(1).tolist()
+        excluded |= {i: NO_TOKEN for i, e in zip(neurons, empty, strict=True) if e and i not in excluded}
+        return _Core(found.core_tokens, excluded, found.failures)
 
     def core(self, layer: str, neurons: NDArray[np.int64]) -> Tensor:
         """Core-tokens of neurons of a layer as rows of `kept`, −1 where there are none."""

@@ -235,6 +235,7 @@ def test_chosen_neurons_are_all_that_is_swept_and_come_out_as_in_the_whole(
         ({"model": {"neurons": {"h.1": [3]}}}, "an index from 0, got 'h.1'"),
         ({"model": {"neurons": [3]}}, "must be lists of indices and ranges by layer"),
         ({"model": {"neurons": "/nowhere.json"}}, "cannot read '/nowhere.json'"),
+        ({"core": {"published": "/nowhere"}}, "'/nowhere' holds a file of none of the neurons"),
         ({"model": {"layers": [1, 7]}}, "layers 0 to 2"),
         ({"model": {"path": "/nowhere"}}, "/nowhere"),
         ({"model": {"context": 17}}, "more than the model's 16"),
@@ -264,6 +265,60 @@ def test_statistics_that_do_not_fit_are_refused_before_anything_is_written(
     assert result.exit_code == 2
     assert "122 tokens × 40 neurons × 8 bytes" in result.output.replace("\n", "")
     assert not (tmp_path / "out").exists()
+
+
+def publish(census: Path, folder: Path) -> None:
+    """Core-tokens of a census, in the form of OpenAI's neuron files."""
+    data = polyray.open(census)
+    word = {r["token"]: r["text"] for r in data["tokens"].to_table().to_pylist()}
+    for row in data["core_tokens"].to_table().to_pylist():
+        place = folder / row["layer"].removeprefix("h.") / f"{row['neuron']}.json"
+        place.parent.mkdir(exist_ok=True, parents=True)
+        said = {"tokens": [word[t] for t in row["tokens"]], "average_activations": row["means"]}
+        place.write_text(json.dumps(said))
+
+
+def test_published_files_take_the_place_of_mining(
+    census: tuple[Path, dict[str, Any]], language: Path, tmp_path: Path
+) -> None:
+    """Those of another sweep give its results; neurons without one say so, and the others are as they were."""
+    publish(census[0], tmp_path / "files")
+    config = raw(language)
+    config["science"]["core"]["published"] = str(tmp_path / "files")
+    planned = printed_json(command("plan", write_config(tmp_path / "c.yaml", config), "--json"))
+    assert planned["feasible"]
+    assert "mine" not in planned["units"]
+    assert "scoring actor in core" in planned["memory_gb"]
+    result = command("run", tmp_path / "c.yaml", "--out", tmp_path / "whole")
+    assert result.exit_code == 0, result.output
+    here, there = digests(tmp_path / "whole"), digests(census[0])
+    assert set(there) - set(here) == {"token_stats"}
+    assert {t for t in here if here[t] != there[t]} == {"core_tokens"}, "n_tied_at_cut is not published"
+
+    (tmp_path / "files" / "2" / "5.json").unlink()
+    (tmp_path / "files" / "2" / "6.json").write_text("{")
+    strange = {"tokens": ["not a word"], "average_activations": [1.0]}
+    (tmp_path / "files" / "2" / "7.json").write_text(json.dumps(strange))
+    for path in (tmp_path / "files" / "0").glob("*.json"):
+        path.unlink()
+    config["science"].pop("clamp")
+    result = command("run", write_config(tmp_path / "c.yaml", config), "--out", tmp_path / "holes")
+    assert result.exit_code == 0, result.output
+    data = polyray.open(tmp_path / "holes")
+    rows = {(r["layer"], r["neuron"]): r for r in data["proximity"].to_table().to_pylist()}
+    assert len(rows) == N_LAYERS * N_NEURONS
+    assert {rows["h.0", n]["reason"] for n in range(N_NEURONS)} == {"no published file"}
+    of = {n: (rows["h.2", n]["status"], rows["h.2", n]["reason"]) for n in (5, 6, 7)}
+    assert of[5] == ("excluded", "no published file")
+    assert of[6] == ("failed", "file damaged: JSONDecodeError")
+    assert of[7] == ("excluded", "none of its published tokens is frequent enough in the corpus")
+    assert {rows["h.1", n]["status"] for n in range(N_NEURONS)} == {"excluded"}, "their precursors have no tokens"
+    failures = data["failures"].to_table().to_pylist()
+    assert [(r["layer"], r["item_id"]) for r in failures if r["item"] == "neuron"] == [("h.2", 6)]
+    before = polyray.open(census[0])["proximity"].to_table().to_pylist()
+    same = [r for r in before if r["layer"] == "h.2" and r["neuron"] not in (5, 6, 7)]
+    assert [rows["h.2", r["neuron"]] for r in same] == same
+    assert command("verify", tmp_path / "holes", "--json").exit_code == 0
 
 
 def test_a_choice_of_neurons_in_a_file_is_that_in_the_config(language: Path, tmp_path: Path) -> None:
