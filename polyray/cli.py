@@ -227,20 +227,17 @@ def _plan_text(config: TextConfig, as_json: bool) -> int:
 
     if config.execution.address is None:
         nodes = [service.this_machine()]
-        e = estimate(config, service.capacity(config.execution.shard, nodes))
     else:
         with service.cluster(config.execution):
             nodes = service.nodes()
-            e = estimate(config, service.capacity(config.execution.shard, nodes))
-    problems = e.problems + service.lacks(config.execution, nodes)
+    with _aside(as_json):
+        e = estimate(config, service.room_of(config.execution, nodes))
+    e.problems += service.lacks(config.execution, nodes)
     if as_json:
-        print(json.dumps({**asdict(e), "problems": problems, "feasible": not problems}))
+        print(json.dumps({**asdict(e), "feasible": not e.problems}))
     else:
-        console = _console()
-        console.print(printed.text_plan_table(e))
-        for problem in problems:
-            console.print(f"[bold red]in the way[/] {escape(problem)}")
-    return REFUSED if problems else OK
+        printed.print_text_plan(_console(), e)
+    return REFUSED if e.problems else OK
 
 
 @app.command()

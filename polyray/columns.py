@@ -3,6 +3,7 @@
 Place in the flow: under every stage that makes rows. Missing numbers become nulls here, in one place.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,9 +35,15 @@ def _column(values: Any, kind: pa.DataType) -> pa.Array:
 
 
 def ragged(values: NDArray[Any], lengths: NDArray[Any], kind: pa.DataType) -> pa.ListArray:
-    """A list column from all its values in order and the length of each list."""
+    """A list column from all its values in order and the length of each list; NaN in floating values is a null."""
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values, type=kind))
+    mask = np.isnan(values) if values.dtype.kind == "f" else None
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values, type=kind, mask=mask))
+
+
+def lists(matrix: NDArray[Any], kind: pa.DataType) -> pa.ListArray:
+    """A list column from the rows of a matrix, or of more axes, whose last ones are laid end to end."""
+    return ragged(matrix.ravel(), np.full(len(matrix), math.prod(matrix.shape[1:])), kind)
 
 
 def ragged_prefix(matrix: NDArray[Any], lengths: NDArray[Any], kind: pa.DataType) -> pa.ListArray:

@@ -337,8 +337,9 @@ def _tags(model: type[BaseModel]) -> tuple[str, ...]:
 
 # What says where something lies, not what it is: its contents are digested instead.
 _LOCATORS: dict[str, Any] = {
-    "model": {"path"},
+    "model": {"path", "neurons"},
     "corpus": {"path"},
+    "core": {"published"},
     "subject": {"weights", "neurons"},
     "probe": {"path", "download"},
     "encoder": {"pretrained"},

@@ -84,10 +84,11 @@ def categorical_table(records: list[dict[str, Any]]) -> Table:
     return table
 
 
-def text_plan_table(e: Any) -> Table:
+def print_text_plan(console: Console, e: Any) -> None:
     """What the census of a language model would be and need."""
     table = Table("what", "how much", title="plan", title_justify="left")
-    table.add_row("layers swept", f"{e.n_layers} of {e.n_neurons_a_layer:,} neurons: {e.n_neurons:,}")
+    table.add_row("layers swept", f"{e.n_layers}, of {e.n_neurons_a_layer:,} neurons each")
+    table.add_row("neurons swept", f"{e.n_neurons:,}")
     table.add_row("layers mined", f"{e.n_mined}")
     table.add_row("documents", f"{e.n_documents:,}")
     table.add_row("tokens with statistics", f"at most {e.n_tokens:,}")
@@ -97,7 +98,8 @@ def text_plan_table(e: Any) -> Table:
         table.add_row(escape(name), f"at most {size:.2f} GiB")
     for stage, n in e.units.items():
         table.add_row(f"units of {stage}", f"{n:,}")
-    return table
+    console.print(table)
+    _print_problems(console, e.problems)
 
 
 def print_plan(console: Console, e: Any) -> None:
@@ -125,5 +127,9 @@ def print_plan(console: Console, e: Any) -> None:
         console.print(title + ": " + ", ".join(f"{name} {size:.2f} GiB" for name, size in sizes.items()))
     for note in e.notes:
         console.print(f"[bold yellow]note[/] {escape(note)}")
-    for problem in e.problems:
+    _print_problems(console, e.problems)
+
+
+def _print_problems(console: Console, problems: list[str]) -> None:
+    for problem in problems:
         console.print(f"[bold red]in the way[/] {escape(problem)}")

@@ -4,11 +4,30 @@ Which question it answers: *which sweep is this?* Place in the flow: a leaf besi
 where `science.method` is `categorical`.
 """
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from polyray.settings import Dtype, NumericsConfig, PoolConfig, Section
+
+NeuronLists = dict[int, list[int | str]]
+"""Neurons by layer: indices, and ranges such as `10-19`, of which the first and the last one both count."""
+
+
+def neuron_lists(held: object) -> NeuronLists:
+    """Lists of neurons by layer as a config or a file holds them; raises `ValueError` where it holds something else."""
+    if not isinstance(held, dict):
+        raise ValueError("neurons must be lists of indices and ranges by layer, such as {1: [3, 10-19]}")
+    for layer, listed in held.items():
+        if not (type(layer) is int and layer >= 0) and not (isinstance(layer, str) and layer.isdecimal()):
+            raise ValueError(f"neurons are listed by block, an index from 0, got {layer!r}")
+        if not isinstance(listed, list):
+            raise ValueError(f"neurons of layer {layer} must be a list such as [3, 10-19], got {listed!r}")
+        for entry in listed:
+            if not (type(entry) is int and entry >= 0) and not re.fullmatch("[0-9]+-[0-9]+", str(entry)):
+                raise ValueError(f"neurons of layer {layer}: {entry!r} is neither an index nor a range such as 10-19")
+    return {int(layer): list(listed) for layer, listed in held.items()}
 
 
 class ModelConfig(Section):
@@ -18,12 +37,21 @@ class ModelConfig(Section):
     """A local folder or hub name in transformers' format, or `all-minilm-l6-v2` of the package of that name."""
     layers: Literal["all"] | list[Annotated[int, Field(ge=0)]] = "all"
     """Blocks whose MLP neurons are swept; each layer's precursors are in the layer before, which is mined as well."""
+    neurons: NeuronLists | str | None = None
+    """Optional choice of neurons: by layer a list of indices and ranges, `{1: [3, 10-19]}` (`10-19` is ten neurons, 10
+    and 19 among them), or a JSON or YAML file with the same. Layers that it does not name are swept whole. The layer
+    before a swept one is mined whole in any case, since any of its neurons may be a precursor."""
     context: int | None = Field(None, ge=2, le=131_072)
     """Tokens of a context; by default what the model was made for, at most 1,024."""
     micro_batch: int = Field(8, ge=1, le=4096)
     """Contexts per forward pass. Fixed, the last one padded, since batch size changes the last bits."""
     dtype: Dtype = "float32"
     """Floating point of the forward pass; part of the run's identity."""
+
+    @field_validator("neurons", mode="before")
+    @classmethod
+    def _neurons(cls, given: object) -> object:
+        return given if given is None or isinstance(given, str) else neuron_lists(given)
 
 
 class CorpusConfig(Section):
@@ -46,6 +74,9 @@ class CoreConfig(Section):
     """Core-tokens: those of highest mean activation."""
     min_count: int = Field(5, ge=1)
     """Fewest occurrences with which a token has statistics."""
+    published: str | None = Field(None, min_length=1)
+    """Folder with published core-tokens, `<layer>/<neuron>.json` as OpenAI has them for GPT-2 XL, in place of mining.
+    The corpus is still counted: only its tokens can be core-tokens, and controls need to know how frequent each is."""
 
 
 class ConnectConfig(Section):
@@ -126,7 +157,8 @@ class TextExecution(Section):
     scoring: PoolConfig = PoolConfig()
     """Actors that tokenise, connect and score."""
     stats_gb: float = Field(8.0, gt=0, allow_inf_nan=False)
-    """Most GiB of token statistics that a shard holds; what does not fit is mined in several passes."""
+    """Most GiB of token statistics that a shard holds, on average over all shards; what does not fit is mined in
+    several passes. A layer lies on one shard, and a sweep one of whose layers is beyond all of them is refused."""
     checkpoint_s: float = Field(120.0, gt=0)
     """Seconds between checkpoints of mining: what the loss of a shard costs at most."""
     bundle_s: float = Field(5.0, gt=0, le=600)

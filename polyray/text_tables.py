@@ -68,7 +68,8 @@ TEXT_TABLES: tuple[Table, ...] = (
             (
                 "sums",
                 pa.list_(i64),
-                "each neuron's activations at the token added up, in units of 2^-24; 0 for neurons that are refused",
+                "activations at the token added up, of each neuron that is mined, by index, in units of 2^-24; 0 for "
+                "neurons that are refused",
             ),
         ),
         ("token",),
@@ -90,7 +91,7 @@ TEXT_TABLES: tuple[Table, ...] = (
             (
                 "n_tied_at_cut",
                 i32,
-                "tokens left out whose mean equals that of the last one kept; null where it failed",
+                "tokens left out whose mean equals that of the last one kept; null where it failed or is published",
             ),
         ),
         ("neuron",),

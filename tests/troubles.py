@@ -71,7 +71,7 @@ class DyingShard(ShardActor):
         super().__init__(sweep, *more)
         self._at = Path(sweep.out).parent / "die_at"
 
-    def step(self, batch: int, hidden: object) -> object:
+    def step(self, batch: int, hidden: Tensor | None) -> Tensor | None:
         if self._at.exists() and batch == int(self._at.read_text()):
             self._at.unlink()
             os._exit(1)

@@ -6,7 +6,7 @@ plain calls on arrays. None of it knows Ray, paths or actors.
 
     count       tokens of the corpus, without the model; which are frequent enough
     mine        mean activation of every neuron at every such token; its core-tokens
-    published   or, in place of mining, core-tokens that others have published
+    published   or, in place of mining, core-tokens that others have published (`science.core.published`)
     connect     which neurons of the layer before drive a neuron the most: its precursors
     overlap     core-tokens that it shares with them: its taken-clusters
     proximity   are tokens of high activation nearer to the taken-clusters?

@@ -28,7 +28,8 @@ from torch import Tensor
 
 from polyray.errors import DataError
 from polyray.kernels.random import CLAMP_CONTEXT, CLAMP_CONTROL, CLAMP_SAMPLE, bits, layer_word
-from polyray.models.language import Read, Shard, layer_name
+from polyray.models.blocks import layer_name
+from polyray.models.language import Read, Shard
 
 QUANTILES = (0.0, 0.5, 0.99)
 N_NEAR = 20
@@ -214,6 +215,7 @@ def clamp(
     seed: int,
     n_contexts: int,
     quantiles: Sequence[float] = QUANTILES,
+    next_neurons: Int64[Tensor, " M"] | None = None,
 ) -> list[Effect]:
     """Holds one neuron at quantiles of its own distribution, and its control at quantiles of its.
 
@@ -231,6 +233,7 @@ def clamp(
         seed: the sweep's seed.
         n_contexts: at most how many contexts; of those with one of its core-tokens, those of smallest hash.
         quantiles: which.
+        next_neurons: which neurons of the next layer the rows of next_core and precursors are; all by default.
 
     Returns:
         One effect a quantile.
@@ -246,12 +249,13 @@ def clamp(
     order = _smallest(bits(seed, CLAMP_CONTEXT, layer_word(layer_name(layer)), neuron, having))
     part = contexts.at(having[order[:n_contexts]].sort().values)
     where = torch.isin(part.rows, mine)
-    targets = (precursors == neuron).any(1).nonzero().squeeze(1)
-    rivals = precursors[targets]
+    fed = (precursors == neuron).any(1).nonzero().squeeze(1)
+    targets = fed if next_neurons is None else next_neurons[fed]
+    rivals = precursors[fed]
     control = control_of(neuron, distribution.scale, rivals[rivals >= 0], layer, seed)
     if control is None:
         raise DataError("no other neuron to clamp in its place")
-    clusters = [next_core[t][torch.isin(next_core[t], mine) & (next_core[t] >= 0)] for t in targets.tolist()]
+    clusters = [next_core[t][torch.isin(next_core[t], mine) & (next_core[t] >= 0)] for t in fed.tolist()]
     with torch.inference_mode():
         entering = _run(shards, part.tokens, part.mask, set(), _nothing, stop=layer - 1) if layer else part.tokens
         look = _Look(shards, part, where, layer, targets, clusters, embeddings, entering)

@@ -41,6 +41,7 @@ def connect(
     seed: int,
     layer: int,
     w_gate: Float[Tensor, "d N"] | None = None,
+    neurons: Int64[Tensor, " N"] | None = None,
 ) -> Connections:
     """The n_precursors neurons of largest weight to every neuron.
 
@@ -55,6 +56,7 @@ def connect(
         seed: the sweep's seed, for ties.
         layer: the target layer's counter word.
         w_gate: the gate's projection, in gated MLPs; it has no say in which neurons are precursors.
+        neurons: which neurons the columns of w_in are; all in order by default.
 
     Raises:
         ModelError: shapes do not fit, or a weight is not finite.
@@ -62,6 +64,7 @@ def connect(
     if not (w_out.shape[1] == gain.shape[0] == w_in.shape[0]) or (w_gate is not None and w_gate.shape != w_in.shape):
         shapes = [tuple(x.shape) for x in (w_out, gain, w_in, w_gate) if x is not None]
         raise ModelError(f"weights of two layers do not fit: W_out, gain, W_in (and the gate's) have shapes {shapes}")
+    neurons = torch.arange(w_in.shape[1], device=w_in.device) if neurons is None else neurons.to(w_in.device)
     source = w_out.double() * gain.double()
     parts = []
     width = max(1, _CHUNK // max(len(source), 1))
@@ -70,8 +73,7 @@ def connect(
         weights = target @ source.T
         if not weights.isfinite().all():
             raise ModelError("a weight between two layers is not finite: the model's weights are damaged")
-        neurons = torch.arange(start, start + len(target), device=w_in.device)
-        best = largest(weights, n_precursors, seed, layer, neurons)
+        best = largest(weights, n_precursors, seed, layer, neurons[start : start + len(target)])
         found = torch.full(best.shape, torch.nan, dtype=torch.float64, device=best.device)
         if len(source):
             found = torch.where(best >= 0, weights.gather(1, best.clamp(min=0)), torch.nan)

@@ -7,7 +7,7 @@ highest mean.
 Source: arXiv 2505.07831.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -18,7 +18,8 @@ from polyray.categorical.count import Kept
 from polyray.kernels.random import layer_word
 from polyray.kernels.tokens import accumulate, largest_value, means
 from polyray.kernels.topk import top_examples
-from polyray.models.language import Read, Shard, layer_name
+from polyray.models.blocks import layer_name
+from polyray.models.language import Read, Shard
 
 N_CORE = 100
 """Core-tokens of a neuron, as in the paper."""
@@ -43,14 +44,24 @@ class TokenStatistics:
         layers: which layers.
         n_neurons: neurons of a layer.
         device: where the sums lie: 8 bytes for each of T × n_neurons × layers.
+        chosen: of the layers that it names, only these neurons are kept, in this order.
     """
 
-    def __init__(self, kept: Kept, layers: Collection[int], n_neurons: int, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        kept: Kept,
+        layers: Collection[int],
+        n_neurons: int,
+        device: torch.device | str = "cpu",
+        chosen: Mapping[int, Int64[Tensor, " n"]] | None = None,
+    ) -> None:
         self._limit = largest_value(kept.counts)
+        self._chosen = {layer: neurons.to(device) for layer, neurons in (chosen or {}).items()}
+        width = {layer: len(self._chosen[layer]) if layer in self._chosen else n_neurons for layer in layers}
         self.sums = {
             layer: LayerSums(
-                torch.zeros(len(kept.ids), n_neurons, dtype=torch.int64, device=device),
-                torch.zeros(n_neurons, dtype=torch.bool, device=device),
+                torch.zeros(len(kept.ids), width[layer], dtype=torch.int64, device=device),
+                torch.zeros(width[layer], dtype=torch.bool, device=device),
             )
             for layer in sorted(layers)
         }
@@ -62,7 +73,10 @@ class TokenStatistics:
         def read(layer: int, activations: Tensor) -> None:
             of_layer = self.sums[layer]
             index = flat.to(of_layer.sums.device)
-            refused = accumulate(of_layer.sums, index, activations.reshape(len(index), -1), self._limit)
+            values = activations.reshape(len(index), -1)
+            if layer in self._chosen:
+                values = values[:, self._chosen[layer]]
+            refused = accumulate(of_layer.sums, index, values, self._limit)
             of_layer.refused.logical_or_(refused)
 
         return read

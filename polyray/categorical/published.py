@@ -11,8 +11,10 @@ Source: Bills et al. 2023, "Language models can explain neurons in language mode
 average activations").
 """
 
+import hashlib
 import json
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,53 +34,84 @@ class Published(NamedTuple):
     """`n_tied_at_cut` is 0: the files do not say what was left out."""
     n_unknown: Int64[Tensor, " N"]
     """Tokens of a file that are left out: their text is no token with statistics, or that of several."""
+    missing: list[int]
+    """Neurons without a file."""
     failures: dict[int, str]
-    """Neurons without a file that can be used, and why."""
+    """Neurons whose file cannot be used, and why."""
 
 
 def read_published(
-    folder: Path, layer: int, n_neurons: int, ids: Int64[Tensor, " T"], tokenizer: Tokenizer, n_core: int = N_CORE
+    folder: Path,
+    layer: int,
+    neurons: Sequence[int],
+    ids: Int64[Tensor, " T"],
+    tokenizer: Tokenizer,
+    n_core: int = N_CORE,
 ) -> Published:
-    """Core-tokens of a layer from published files.
+    """Core-tokens of neurons of a layer from published files.
 
     Args:
         folder: with one folder a layer.
         layer: the layer's index.
-        n_neurons: N.
+        neurons: which; rows of what is returned are in this order.
         ids: token ids that core-tokens may be, ascending (as `Kept.ids`).
         tokenizer: of the model; a file gives tokens as text.
         n_core: C; of longer lists the first.
 
-    Raises:
-        DataError: there is no folder for this layer.
+    Without a folder for the layer none of its neurons has a file.
     """
     place = folder / str(layer)
-    if not place.is_dir():
-        raise DataError(
-            f"no neuron files for layer {layer}: {str(place)!r} is no folder. Place <layer>/<neuron>.json there."
-        )
     row_of: dict[str, int | None] = {}
     for row, token in enumerate(ids.tolist()):
         text = tokenizer.text(token)
         if text is not None:
             row_of[text] = None if text in row_of else row
+    n_neurons = len(neurons)
     core = torch.full((n_neurons, n_core), -1, dtype=torch.int64)
     mean = torch.full((n_neurons, n_core), torch.nan, dtype=torch.float64)
     n_unknown = torch.zeros(n_neurons, dtype=torch.int64)
+    missing: list[int] = []
     failures: dict[int, str] = {}
-    for neuron in range(n_neurons):
+    for i, neuron in enumerate(neurons):
         try:
             listed = _read(place / f"{neuron}.json")
+        except FileNotFoundError:
+            missing.append(neuron)
+            continue
         except DataError as e:
             failures[neuron] = str(e)
             continue
         rows = [(row_of.get(text), value) for text, value in listed]
         found = {row: value for row, value in rows if row is not None}
-        n_unknown[neuron] = len(listed) - len(found)
+        n_unknown[i] = len(listed) - len(found)
         kept = list(found.items())[:n_core]
-        core[neuron, : len(kept)] = torch.tensor([row for row, _ in kept], dtype=torch.int64)
-        mean[neuron, : len(kept)] = torch.tensor([value for _, value in kept], dtype=torch.float64)
-    return Published(CoreTokens(core, mean, torch.zeros(n_neurons, dtype=torch.int64)), n_unknown, failures)
+        core[i, : len(kept)] = torch.tensor([row for row, _ in kept], dtype=torch.int64)
+        mean[i, : len(kept)] = torch.tensor([value for _, value in kept], dtype=torch.float64)
+    return Published(CoreTokens(core, mean, torch.zeros(n_neurons, dtype=torch.int64)), n_unknown, missing, failures)
+
+
+def published_digest(folder: Path, neurons: Mapping[int, Sequence[int]]) -> str:
+    """64 hexadecimal digits of SHA-256 over the files of some neurons by layer, and which of them there are.
+
+    Raises:
+        DataError: the folder holds a file of none of them.
+    """
+    digest = hashlib.sha256()
+    n_found = 0
+    for layer, indices in neurons.items():
+        for neuron in indices:
+            try:
+                data = (folder / str(layer) / f"{neuron}.json").read_bytes()
+            except OSError:
+                continue  # the neuron has its row that says so
+            n_found += 1
+            digest.update(f"{layer}/{neuron}".encode() + hashlib.sha256(data).digest())
+    if n_found == 0:
+        raise DataError(
+            f"{str(folder)!r} holds a file of none of the neurons that are asked for: expected <layer>/<neuron>.json, "
+            "such as 1/42.json."
+        )
+    return digest.hexdigest()
 
 
 def _read(path: Path) -> list[tuple[str, float]]:
@@ -87,8 +120,8 @@ def _read(path: Path) -> list[tuple[str, float]]:
         said = json.loads(path.read_text(encoding="utf-8"))
         tokens, values = said["tokens"], said["average_activations"]
         listed = [(text, float(value)) for text, value in zip(tokens, values, strict=True)]
-    except FileNotFoundError as e:
-        raise DataError("no file") from e
+    except FileNotFoundError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as e:
         raise DataError(f"file damaged: {type(e).__name__}") from e
     if not all(isinstance(text, str) and math.isfinite(value) for text, value in listed):

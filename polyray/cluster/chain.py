@@ -13,14 +13,17 @@ from collections.abc import Callable, Sequence
 
 import ray
 import ray.exceptions as rx
+from torch import Tensor
 
 from polyray.cluster.actors import actor_options, reason_of
 from polyray.cluster.dispatch import Progress
 from polyray.cluster.plan import Work
 from polyray.cluster.shard import ShardWorker
-from polyray.cluster.text_plan import TextSweep, layer_index, passes, shards
+from polyray.cluster.text_memory import n_shards_of
+from polyray.cluster.text_plan import TextSweep, passes, shards
 from polyray.cluster.text_rows import n_batches
 from polyray.errors import StageError
+from polyray.models.blocks import layer_index
 from polyray.records import PartInfo, Receipt
 from polyray.store import Store
 
@@ -46,9 +49,9 @@ class ShardActor:
         """Answers once the weights are loaded."""
         return True
 
-    def step(self, batch: int, hidden: object) -> object:
+    def step(self, batch: int, hidden: Tensor | None) -> Tensor | None:
         """One batch."""
-        return self._worker.step(batch, hidden)  # type: ignore[arg-type]
+        return self._worker.step(batch, hidden)
 
     def save(self, unit_key: str) -> list[PartInfo]:
         """A checkpoint."""
@@ -81,7 +84,7 @@ def mine(
     n_tokens = len(store.read("tokens", columns=["token"]))
     layers = [w.of_layer for w in remaining]
     bytes_of = {layer: 8 * n_tokens * sweep.shape.n_neurons[layer] for layer in layers}
-    n_shards = min(execution.shard.max or n_fit, n_fit)
+    n_shards = n_shards_of(execution, n_fit)
     planned = passes(layers, bytes_of, n_shards * execution.stats_gb * 1024**3)
     for i, chosen in enumerate(planned):
 

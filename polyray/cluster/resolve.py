@@ -18,7 +18,7 @@ import torch
 
 from polyray import __version__
 from polyray.cluster.plan import Sweep, neurons_swept, stages
-from polyray.config import Config, StandIn, identity
+from polyray.config import Config, NumericsConfig, StandIn, identity
 from polyray.errors import ConfigError, DataError
 from polyray.models.encoders import load_encoder
 from polyray.models.vision import load_subject, resolve_neurons
@@ -50,10 +50,7 @@ def resolve(config: Config, out: str) -> Resolved:
         ConfigError, DataError, ModelError: something does not exist or does not fit; nothing has been written.
     """
     science = config.science
-    if science.numerics.device == "cuda" and not torch.cuda.is_available() and config.execution.address is None:
-        raise ConfigError(
-            "science.numerics.device is 'cuda', but torch sees no GPU here; say 'cpu', or give an address."
-        )
+    require_device(science.numerics, config.execution.address)
     # Names, shapes and digests need no GPU, and the driver's machine may have none.
     here = science.numerics.model_copy(update={"device": "cpu"})
     prompts = load_prompts(science.vocabulary)
@@ -119,6 +116,14 @@ def resolve(config: Config, out: str) -> Resolved:
     known = contents | {"torch": torch.__version__}
     sweep = Sweep(config, out, len(probe), layers, swept, known, stages(science))
     return Resolved(sweep, identity(config, contents, VERSION), provenance, notes)
+
+
+def require_device(numerics: NumericsConfig, address: str | None) -> None:
+    """Raises `ConfigError` where a sweep on this machine asks for a GPU that torch does not see."""
+    if numerics.device == "cuda" and not torch.cuda.is_available() and address is None:
+        raise ConfigError(
+            "science.numerics.device is 'cuda', but torch sees no GPU here; say 'cpu', or give an address."
+        )
 
 
 def mined_labels(config: Config, labels: Sequence[str]) -> list[str]:

@@ -19,7 +19,7 @@ import ray
 import ray.exceptions as rx
 import torch
 
-from polyray.cluster import actors, chain
+from polyray.cluster import actors, chain, text_memory
 from polyray.cluster.dispatch import Cause, Dispatcher, Policy, Progress, Unit
 from polyray.cluster.plan import Work
 from polyray.cluster.resolve import Resolved
@@ -119,6 +119,12 @@ def lacks(execution: Execution | TextExecution, nodes: list[dict[str, float]]) -
     return problems
 
 
+def room_of(execution: TextExecution, nodes: list[dict[str, float]]) -> text_memory.Room:
+    """What nodes of these resources have for a categorical sweep."""
+    n_fit = {kind: capacity(getattr(execution, kind), nodes) for kind in ("shard", "scoring")}
+    return text_memory.Room(n_fit, [node.get("memory", 0.0) for node in nodes])
+
+
 def nodes() -> list[dict[str, float]]:
     """Resources of the cluster's living nodes."""
     return [n["Resources"] for n in ray.nodes() if n["Alive"]]
@@ -147,7 +153,12 @@ def run(resolved: Resolved | TextResolved, on_progress: OnProgress, on_message: 
         StageError: a stage ended with failed units, so that the next cannot run.
     """
     sweep = resolved.sweep
-    if problems := lacks(sweep.config.execution, nodes()):
+    problems = lacks(sweep.config.execution, nodes())
+    if isinstance(resolved, TextResolved) and not problems:
+        text = resolved.sweep
+        room = room_of(text.config.execution, nodes())
+        problems = text_memory.lacks(resolved.sizes, text.science, text.config.execution, text.steps, room)
+    if problems:
         raise ConfigError("the cluster lacks what the config asks for:\n  " + "\n  ".join(problems))
     store = Store(sweep.out)
     config = sweep.config.model_dump(mode="json")

@@ -5,10 +5,8 @@ under `chain.py`, which drives several in a row; knows no Ray. The one stateful 
 corpus. Sums are whole numbers, so that they do not depend on cut, order or restart.
 """
 
-import platform
 from collections.abc import Sequence
 
-import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
@@ -16,14 +14,14 @@ from torch import Tensor
 from polyray import columns
 from polyray.categorical.count import Kept
 from polyray.categorical.mine import TokenStatistics
-from polyray.cluster.text_plan import TextSweep, layer_index
-from polyray.cluster.text_rows import batch_of, context_length, contexts_of, kept_of
-from polyray.errors import ModelError
-from polyray.models.language import LanguageModel, Shard
+from polyray.cluster.text_plan import TextSweep
+from polyray.cluster.text_rows import batch_of, context_length, contexts_of, kept_of, model_of, sums_of
+from polyray.models.blocks import layer_index
+from polyray.models.language import Shard
 from polyray.records import PartInfo
 from polyray.store import Store
 
-_PART_BYTES = 256 * 2**20
+PART_BYTES = 256 * 2**20
 """Sums of one part before compression."""
 
 
@@ -41,18 +39,23 @@ class ShardWorker:
         science = sweep.science
         torch.set_num_threads(science.numerics.threads)
         torch.use_deterministic_algorithms(science.numerics.device == "cuda", warn_only=True)
+        self.out = sweep.out
         self._store = Store(sweep.out)
-        model = LanguageModel(science.model.path)
-        if model.checkpoint.digest() != sweep.contents["model"]:
-            raise ModelError(f"node {platform.node()!r} has another model at {science.model.path!r} than the driver.")
+        model = model_of(sweep)
         self._shard = Shard(model, blocks, getattr(torch, science.model.dtype), science.numerics.device)
         self._layers = {layer_index(layer): layer for layer in layers if layer_index(layer) in blocks}
         self._last = max(layer_index(layer) for layer in layers)
         self._micro_batch = science.model.micro_batch
         self._kept: Kept = kept_of(self._store, model.info.vocab)
-        self._contexts = contexts_of(self._store, context_length(science, model))
+        self._contexts = contexts_of(self._store, context_length(science, model.info))
+        self._neurons = {index: torch.from_numpy(sweep.layers.mined[x]) for index, x in self._layers.items()}
+        n_neurons = model.info.n_neurons
         self._statistics = TokenStatistics(
-            self._kept, list(self._layers), model.info.n_neurons, science.numerics.device
+            self._kept,
+            list(self._layers),
+            n_neurons,
+            science.numerics.device,
+            {index: neurons for index, neurons in self._neurons.items() if len(neurons) < n_neurons},
         )
         if cut is not None:
             self._restore(cut)
@@ -60,12 +63,9 @@ class ShardWorker:
     def _restore(self, cut: str) -> None:
         for index, layer in self._layers.items():
             into = self._statistics.sums[index]
-            rows = self._store.read("token_stats", layer, ["sums"], units=[cut])
-            width = into.sums.shape[1]
-            flat = rows["sums"].combine_chunks().flatten().to_numpy()
-            into.sums.copy_(torch.from_numpy(flat.reshape(-1, width).copy()))
-            refused = columns.numbers(self._store.read("refused", layer, units=[cut]), "neuron")
-            into.refused[torch.from_numpy(refused.astype(np.int64))] = True
+            saved = sums_of(self._store, layer, cut, self._neurons[index].numpy())
+            into.sums.copy_(saved.sums)
+            into.refused.copy_(saved.refused)
 
     def step(self, batch: int, hidden: Tensor | None) -> Tensor | None:
         """Takes one batch through the shard and adds up what its layers say.
@@ -89,19 +89,17 @@ class ShardWorker:
         parts = []
         for index, sums in self._statistics.sums.items():
             layer = self._layers[index]
-            # Sums of a refused neuron would depend on the order of batches.
-            values = torch.where(sums.refused, 0, sums.sums).cpu().numpy()
-            n, width = values.shape
-            step = max(1, _PART_BYTES // (8 * width))
+            n, width = sums.sums.shape
+            step = max(1, PART_BYTES // (8 * width))
             for a in range(0, n, step):
+                # Sums of a refused neuron would depend on the order of batches.
+                values = torch.where(sums.refused, 0, sums.sums[a : a + step]).cpu().numpy()
                 rows = {
                     "token": self._kept.ids[a : a + step].numpy(),
-                    "sums": columns.ragged(
-                        values[a : a + step].ravel(), np.full(len(values[a : a + step]), width), pa.int64()
-                    ),
+                    "sums": columns.lists(values, pa.int64()),
                 }
                 parts.append(self._store.write_part("token_stats", unit_key, columns.table("token_stats", rows), layer))
-            refused = sums.refused.nonzero().squeeze(1).cpu().numpy()
+            refused = self._neurons[index][sums.refused.cpu()].numpy()
             if len(refused):
                 rows = {"neuron": refused}
                 parts.append(self._store.write_part("refused", unit_key, columns.table("refused", rows), layer))

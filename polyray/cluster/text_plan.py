@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from polyray.cluster.plan import Work, ranges
+from polyray.cluster.text_layers import Layers
 from polyray.store import Store
 from polyray.text_config import TextConfig, TextScience
 
@@ -38,7 +39,7 @@ class TextShape:
     science: TextScience
     n_documents: int
     n_neurons: Mapping[str, int]
-    """Neurons by layer that is mined, in order of depth: those swept, and those before them."""
+    """Neurons that are mined, by layer in order of depth."""
     swept: tuple[str, ...]
     """Layers that are swept."""
 
@@ -49,7 +50,8 @@ class TextSweep:
 
     config: TextConfig
     out: str
-    shape: TextShape
+    n_documents: int
+    layers: Layers
     contents: Mapping[str, str]
     """Digests of model, tokenizer and corpus, and versions: what an actor must find on its node as well."""
     steps: Mapping[str, TextActor]
@@ -64,28 +66,39 @@ class TextSweep:
     """The table in which every neuron that is swept has one row."""
 
     @property
+    def shape(self) -> TextShape:
+        """What its units follow from."""
+        return text_shape(self.science, self.n_documents, self.layers)
+
+    @property
     def n_layers(self) -> int:
         """Layers that are swept."""
-        return len(self.shape.swept)
+        return len(self.layers.swept)
 
     @property
     def n_items(self) -> str:
         """What is shown to the model, as people say it."""
-        return f"{self.shape.n_documents:,} documents"
+        return f"{self.n_documents:,} documents"
 
     @property
     def n_neurons(self) -> int:
         """Neurons over all layers that are swept."""
-        return sum(self.shape.n_neurons[layer] for layer in self.shape.swept)
+        return sum(map(len, self.layers.swept.values()))
 
     def works(self, stage: str, store: Store) -> list[Work]:
         """Units of a stage, in a fixed order; all earlier ones have ended."""
         return text_works(stage, self.shape)
 
 
+def text_shape(science: TextScience, n_documents: int, layers: Layers) -> TextShape:
+    """The shape of a sweep."""
+    return TextShape(science, n_documents, {x: len(n) for x, n in layers.mined.items()}, tuple(layers.swept))
+
+
 def text_stages(science: TextScience) -> dict[str, TextActor]:
     """The stages of a sweep in order, and the kind of actor that runs each."""
-    return {stage: actor for stage, actor in TEXT_STAGES.items() if science.clamp or stage != "clamp"}
+    left_out = [*(() if science.clamp else ("clamp",)), *(("mine",) if science.core.published else ())]
+    return {stage: actor for stage, actor in TEXT_STAGES.items() if stage not in left_out}
 
 
 def text_works(stage: str, shape: TextShape) -> list[Work]:
@@ -100,22 +113,6 @@ def text_works(stage: str, shape: TextShape) -> list[Work]:
         case "connect" | "overlap" | "proximity" | "clamp":
             return [Work(stage, layer) for layer in shape.swept]
     raise ValueError(f"no stage {stage!r}")
-
-
-def layer_index(layer: str) -> int:
-    """Block of a layer's name."""
-    return int(layer.removeprefix("h."))
-
-
-def layers_swept(science: TextScience, n_layers: int) -> list[int]:
-    """Blocks that are swept, ascending; those beyond the model's are left to the caller to refuse."""
-    chosen = science.model.layers
-    return list(range(n_layers)) if chosen == "all" else sorted(set(chosen))
-
-
-def layers_mined(swept: list[int]) -> list[int]:
-    """Blocks whose token statistics are needed: those swept and the one before each, ascending."""
-    return sorted({layer - d for layer in swept for d in (0, 1) if layer >= d})
 
 
 def passes(layers: list[str], bytes_of: Mapping[str, int], room_bytes: float) -> list[list[str]]:

@@ -6,16 +6,21 @@ Which question it answers: *does everything that the config names exist, and wha
 
 import platform
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from polyray import __version__
-from polyray.cluster.resolve import package_versions
-from polyray.cluster.text_plan import TextShape, TextSweep, layers_mined, layers_swept, text_stages
+from polyray.categorical.published import published_digest
+from polyray.cluster.resolve import neurons_digest, package_versions, require_device
+from polyray.cluster.text_layers import layers_of
+from polyray.cluster.text_memory import Sizes, positions_of, sizes_of
+from polyray.cluster.text_plan import TextSweep, text_stages
 from polyray.config import identity
 from polyray.errors import ConfigError, DataError
-from polyray.models.language import LanguageModel, layer_name
+from polyray.models.blocks import layer_index, layer_name
+from polyray.models.language import LanguageModel
 from polyray.probes.text import open_corpus
 from polyray.probes.tokens import Tokenizer
 from polyray.schema import VERSION
@@ -27,6 +32,8 @@ class TextResolved:
     """A sweep that can start, and what its run.json says."""
 
     sweep: TextSweep
+    sizes: Sizes
+    """What its memory follows from."""
     identity: dict[str, Any]
     provenance: dict[str, Any]
     notes: list[str] = field(default_factory=list)
@@ -40,17 +47,10 @@ def resolve(config: TextConfig, out: str) -> TextResolved:
         ConfigError, DataError, ModelError: something does not exist or does not fit; nothing has been written.
     """
     science = config.science
-    if science.numerics.device == "cuda" and not torch.cuda.is_available() and config.execution.address is None:
-        raise ConfigError(
-            "science.numerics.device is 'cuda', but torch sees no GPU here; say 'cpu', or give an address."
-        )
+    require_device(science.numerics, config.execution.address)
     model = LanguageModel(science.model.path)
     info = model.info
-    swept = layers_swept(science, info.n_layers)
-    if not swept or swept[-1] >= info.n_layers:
-        raise ConfigError(
-            f"science.model.layers: {science.model.path!r} has layers 0 to {info.n_layers - 1}, got {swept[-1:]}."
-        )
+    layers = layers_of(science, info)
     if science.model.context is not None and science.model.context > info.context:
         raise ConfigError(
             f"science.model.context {science.model.context} is more than the model's {info.context} tokens."
@@ -60,16 +60,14 @@ def resolve(config: TextConfig, out: str) -> TextResolved:
     n_documents = min(len(corpus), science.corpus.limit or len(corpus))
     if n_documents == 0:
         raise DataError(f"corpus {science.corpus.path!r} has no documents.")
-    mined = layers_mined(swept)
-    shape = TextShape(
-        science,
-        n_documents,
-        {layer_name(layer): info.n_neurons for layer in mined},
-        tuple(layer_name(layer) for layer in swept),
-    )
     contents = {"model": model.checkpoint.digest(), "tokenizer": tokenizer.digest(), "corpus": corpus.digest()}
+    if science.model.neurons is not None:
+        contents["neurons"] = neurons_digest(layers.swept)
+    if science.core.published is not None:
+        neurons = {layer_index(name): chosen.tolist() for name, chosen in layers.mined.items()}
+        contents["published"] = published_digest(Path(science.core.published).expanduser(), neurons)
     notes = []
-    if 0 in swept:
+    if layer_name(0) in layers.swept:
         notes.append("neurons of layer 0 have no layer before them: they are excluded")
     provenance = {
         "polyray": __version__,
@@ -79,10 +77,12 @@ def resolve(config: TextConfig, out: str) -> TextResolved:
         "model": {"name": science.model.path, "family": info.family, "weights_digest": contents["model"]},
         "corpus": corpus.describe(),
         "n_documents": n_documents,
-        "layers": dict(shape.n_neurons),
-        "swept": list(shape.swept),
+        "layers": {name: len(neurons) for name, neurons in layers.mined.items()},
+        "swept": list(layers.swept),
+        "n_swept": {name: len(neurons) for name, neurons in layers.swept.items()},
         "notes": notes,
     }
     known = contents | {"torch": torch.__version__}
-    sweep = TextSweep(config, out, shape, known, text_stages(science))
-    return TextResolved(sweep, identity(config, contents, VERSION), provenance, notes)
+    sweep = TextSweep(config, out, n_documents, layers, known, text_stages(science))
+    sizes = sizes_of(model, science, layers, positions_of(corpus, tokenizer, science, info, n_documents))
+    return TextResolved(sweep, sizes, identity(config, contents, VERSION), provenance, notes)

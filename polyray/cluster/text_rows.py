@@ -3,25 +3,44 @@
 Place in the flow: under the workers of a categorical sweep; knows no Ray.
 """
 
+import platform
+
 import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 
 from polyray import columns
 from polyray.categorical.count import Kept
-from polyray.categorical.mine import Batch, batches
-from polyray.models.language import LanguageModel
+from polyray.categorical.mine import Batch, LayerSums, batches
+from polyray.cluster.text_plan import TextSweep
+from polyray.errors import ModelError
+from polyray.models.language import LanguageModel, ModelInfo
 from polyray.probes.tokens import Packed
 from polyray.store import Store
 from polyray.text_config import TextScience
 
 MOST_CONTEXT = 1024
 """Tokens of a context where the config does not say: longer ones cost more than a token's statistics gain."""
+REFUSED = "an activation is not finite, or too large to be added up"
+"""Reason of neurons in `refused`."""
 
 
-def context_length(science: TextScience, model: LanguageModel) -> int:
+def model_of(sweep: TextSweep) -> LanguageModel:
+    """The model as this node has it.
+
+    Raises:
+        ModelError: it is missing, or another one than the driver has.
+    """
+    model = LanguageModel(sweep.science.model.path)
+    if model.checkpoint.digest() != sweep.contents["model"]:
+        raise ModelError(f"node {platform.node()!r} has another model at {model.name!r} than the driver.")
+    return model
+
+
+def context_length(science: TextScience, info: ModelInfo) -> int:
     """Tokens of a context."""
-    return science.model.context or min(model.info.context, MOST_CONTEXT)
+    return science.model.context or min(info.context, MOST_CONTEXT)
 
 
 def context_rows(packed: Packed, first_document: int) -> pa.Table:
@@ -72,3 +91,19 @@ def kept_of(store: Store, n_vocab: int) -> Kept:
     row_of = torch.full((n_vocab,), -1, dtype=torch.int64)
     row_of[ids] = torch.arange(len(ids))
     return Kept(ids, counts, row_of)
+
+
+def sums_of(store: Store, layer: str, unit: str, neurons: NDArray[np.int64]) -> LayerSums:
+    """Token statistics of the neurons of a layer that are mined, as a unit left them."""
+    width = len(neurons)
+    rows = store.read("token_stats", layer, ["sums"], units=[unit])
+    # One copy, part by part: those of a large layer take gigabytes.
+    sums = torch.empty(len(rows), width, dtype=torch.int64)
+    start = 0
+    for part in rows["sums"].chunks:
+        sums[start : start + len(part)].numpy()[:] = part.flatten().to_numpy().reshape(-1, width)
+        start += len(part)
+    refused = torch.zeros(width, dtype=torch.bool)
+    bad = columns.numbers(store.read("refused", layer, units=[unit]), "neuron")
+    refused[torch.from_numpy(np.isin(neurons, bad))] = True
+    return LayerSums(sums, refused)

@@ -5,7 +5,7 @@ after overlap.
 """
 
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -16,21 +16,20 @@ from torch import Tensor
 from polyray import columns
 from polyray.categorical import clamp, controls, proximity, summary
 from polyray.cluster.plan import Work
-from polyray.cluster.text_plan import layer_index
 from polyray.cluster.text_rows import context_length, contexts_of
 from polyray.cluster.text_work import TextWorker
 from polyray.errors import DataError, ModelError
 from polyray.kernels import proximity as kernel
 from polyray.kernels import random
 from polyray.kernels.random import layer_word
-from polyray.models.language import Shard, layer_name
+from polyray.models.blocks import layer_index, layer_name
+from polyray.models.language import Shard
 from polyray.psi.mine import Failure
 from polyray.records import PartInfo
 from polyray.schema import TABLES
 
 NO_LAYER_BEFORE = "no layer before it"
 NO_PRECURSOR = "no precursor: no weight from the layer before is above 0"
-FAILED = "an activation is not finite, or too large to be added up"
 
 
 class TextScorer(TextWorker):
@@ -54,7 +53,7 @@ class TextScorer(TextWorker):
 
     @cached_property
     def _contexts(self) -> clamp.Contexts:
-        packed = contexts_of(self.store, context_length(self.science, self.model))
+        packed = contexts_of(self.store, context_length(self.science, self.model.info))
         return clamp.Contexts(packed.tokens.long(), packed.mask, self.kept.rows(packed.tokens, packed.counted))
 
     @cached_property
@@ -75,67 +74,69 @@ class TextScorer(TextWorker):
         )
 
     def _taken(self, layer: str, core: Tensor) -> Tensor:
-        """Taken-clusters of a layer as masks over the core-tokens [N, P, C]."""
+        """Taken-clusters of a layer's swept neurons as masks over their core-tokens [N, P, C]."""
         unit = Work("overlap", layer).key
         rows = self.store.read("taken_clusters", layer, ["neuron", "rank", "tokens"], units=[unit])
         taken = torch.zeros(len(core), self.science.connect.n_precursors, core.shape[1], dtype=torch.bool)
         if len(rows):
-            neuron, rank = (torch.from_numpy(columns.numbers(rows, c).astype(np.int64)) for c in ("neuron", "rank"))
+            neuron, rank = (columns.numbers(rows, c).astype(np.int64) for c in ("neuron", "rank"))
+            at_row = torch.from_numpy(np.searchsorted(self.layers.swept[layer], neuron))
+            at_rank = torch.from_numpy(rank)
             ids = torch.from_numpy(columns.padded(rows["tokens"], -1).astype(np.int64))
             at = torch.where(ids >= 0, self.kept.row_of[ids.clamp(min=0)], -2)
             for part in torch.arange(len(neuron)).split(4096):
-                taken[neuron[part], rank[part]] = (core[neuron[part], :, None] == at[part, None, :]).any(2)
+                row = at_row[part]
+                taken[row, at_rank[part]] = (core[row, :, None] == at[part, None, :]).any(2)
         return taken
 
     def _proximity(self, work: Work) -> list[PartInfo]:
         layer = work.of_layer
-        width = self.text.shape.n_neurons[layer]
-        bad = self._failed(layer)
+        swept = self.layers.swept[layer]
+        without = self._without(layer, swept)
         if layer_index(layer) == 0:
-            return self.write(work, {"proximity": _unscored(width, bad)})
+            return self.write(work, {"proximity": _unscored(swept, without)})
         settings = self._settings(layer)
-        core, _ = self.core(layer)
+        core = self.core(layer, swept)
         taken = self._taken(layer, core)
         precursors = self.precursors(layer)
         found = proximity.proximity(core, taken, self._embeddings, settings)
         found.reason[(precursors < 0).all(1).numpy()] = NO_PRECURSOR
-        before, _ = self.core(layer_name(layer_index(layer) - 1))
-        chosen = torch.from_numpy(np.flatnonzero(np.array([r is None for r in found.reason]) & ~bad))
+        chosen = torch.from_numpy(np.flatnonzero(np.array([r is None for r in found.reason]) & without.ok))
+        neurons = torch.from_numpy(swept)[chosen]
         targets = proximity.Targets(
-            chosen,
+            neurons,
             core[chosen],
             taken[chosen],
             taken[chosen].sum(2) >= settings.min_tokens,
             precursors[chosen],
         )
-        world = controls.World(self._embeddings, controls.frequency_deciles(self.kept.counts), before)
+        world = controls.World(self._embeddings, controls.frequency_deciles(self.kept.counts), self.core_before(layer))
         drawn = controls.controls(targets, world, settings)
         tables = {
-            "proximity": _proximity_rows(found, bad, core, self.science.overlap.min_clusters),
+            "proximity": _proximity_rows(found, swept, without, core, self.science.overlap.min_clusters),
             "proximity_controls": columns.concat(
-                "proximity_controls", [_control_rows(chosen.numpy(), c) for c in drawn.values()]
+                "proximity_controls", [_control_rows(neurons.numpy(), c) for c in drawn.values()]
             ),
         }
         return self.write(work, dict(tables))
 
-    def _failed(self, layer: str) -> NDArray[np.bool_]:
-        rows = self.store.read("core_tokens", layer, ["neuron", "status"], units=[Work("core", layer).key])
-        return np.array(rows.sort_by("neuron")["status"].to_pylist()) == "failed"
+    def _without(self, layer: str, neurons: NDArray[np.int64]) -> "_Without":
+        rows = self.store.read("core_tokens", layer, ["status", "reason"], units=[Work("core", layer).key])
+        rows = rows.take(self.layers.rows(layer, neurons))
+        return _Without(*(np.array(rows[c].to_pylist(), dtype=object) for c in ("status", "reason")))
 
     def _clamp(self, work: Work) -> list[PartInfo]:
         settings, layer = self.science.clamp, layer_index(work.of_layer)
-        if (
-            settings is None
-            or layer + 1 >= self.model.info.n_layers
-            or layer_name(layer + 1) not in self.text.shape.swept
-        ):
+        following = layer_name(layer + 1)
+        if settings is None or following not in self.layers.swept:
             return []
-        core, _ = self.core(work.of_layer)
-        next_core, _ = self.core(layer_name(layer + 1))
-        precursors = self.precursors(layer_name(layer + 1))
-        feeds = torch.zeros(len(core), dtype=torch.bool)
-        feeds[precursors[precursors >= 0]] = True
-        able = (feeds & torch.from_numpy(~self._failed(work.of_layer))).nonzero().squeeze(1)
+        core = self.core(work.of_layer, self.layers.mined[work.of_layer])
+        targets = self.layers.swept[following]
+        next_core = self.core(following, targets)
+        precursors = self.precursors(following)
+        swept = self.layers.swept[work.of_layer]
+        feeds = np.isin(swept, precursors.numpy())
+        able = torch.from_numpy(swept[feeds & self._without(work.of_layer, swept).ok])
         hashes = random.bits(self.science.seed, random.CLAMP_NEURON, layer_word(work.of_layer), able)
         chosen = able[hashes.argsort(stable=True)[: settings.n_neurons]].sort().values
         rows: list[pa.Table] = []
@@ -164,6 +165,7 @@ class TextScorer(TextWorker):
                     distribution,
                     self.science.seed,
                     settings.n_contexts,
+                    next_neurons=torch.from_numpy(targets),
                 )
                 rows.append(_clamp_rows(effects))
             except DataError as e:
@@ -175,9 +177,9 @@ class TextScorer(TextWorker):
 
     def _summarise(self, work: Work) -> list[PartInfo]:
         token_group = summary.token_groups(self._embeddings, self.science.seed)
-        layers = [self._layer_scores(layer, token_group) for layer in self.text.shape.swept if layer_index(layer) > 0]
+        layers = [self._layer_scores(layer, token_group) for layer in self.layers.swept if layer_index(layer) > 0]
         rows = summary.summarise(layers, self.science.seed, self.science.proximity.n_bootstrap)
-        n_neurons = {layer_index(name): self.text.shape.n_neurons[name] for name in self.text.shape.swept}
+        n_neurons = {layer_index(name): len(swept) for name, swept in self.layers.swept.items()}
         return self.write(work, {"categorical": _summary_rows(rows, n_neurons)})
 
     def _layer_scores(self, layer: str, token_group: Tensor) -> summary.LayerScores:
@@ -187,60 +189,46 @@ class TextScorer(TextWorker):
         neurons = columns.numbers(rows, "neuron").astype(np.int64)
         figure = {c: torch.from_numpy(columns.floats(rows, c).copy()) for c in ("difference", "h", "p", "tau", "first")}
         agreeing = torch.from_numpy(columns.floats(rows, "agreeing").copy())
-        deciles = torch.from_numpy(_floats(rows["deciles"], kernel.N_GROUPS))
+        deciles = torch.from_numpy(columns.padded(rows["deciles"], np.nan, kernel.N_GROUPS))
         scores = proximity.Scores(
             figure["difference"], figure["h"], figure["p"], deciles, figure["tau"], figure["first"], agreeing
         )
         drawn = self.store.read("proximity_controls", layer, units=unit).sort_by("neuron")
         name = np.array(drawn["control"].to_pylist())
         found = {c: _control_of(c, drawn.filter(pa.array(name == c))) for c in controls.CONTROLS}
-        core, _ = self.core(layer)
-        group = summary.neuron_groups(core[torch.from_numpy(neurons)], token_group)
+        group = summary.neuron_groups(self.core(layer, neurons), token_group)
         return summary.LayerScores(layer_index(layer), group, scores, found)
 
 
-def _list(values: Any, kind: pa.DataType = pa.float64()) -> pa.ListArray:  # noqa: B008 - an Arrow type is a constant
-    """Rows of a matrix as lists; NaN entries are null."""
-    matrix = np.asarray(values)
-    matrix = matrix.reshape(len(matrix), int(np.prod(matrix.shape[1:])))
-    flat = matrix.ravel()
-    mask = np.isnan(flat) if flat.dtype.kind == "f" else None
-    offsets = pa.array(np.arange(len(matrix) + 1) * matrix.shape[1], type=pa.int32())
-    return pa.ListArray.from_arrays(offsets, pa.array(flat, type=kind, mask=mask))
+class _Without(NamedTuple):
+    """Which neurons have no core-tokens, and why: columns of `core_tokens`."""
+
+    status: NDArray[np.object_]
+    reason: NDArray[np.object_]
+
+    @property
+    def ok(self) -> NDArray[np.bool_]:
+        """Neurons that have some."""
+        return self.status == "ok"
 
 
-def _floats(column: pa.ChunkedArray, width: int) -> NDArray[np.float64]:
-    """Lists of equal length as a matrix; null entries are NaN."""
-    flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False).astype(np.float64)
-    return flat.reshape(-1, width).copy()
-
-
-_EMPTY = (
-    "n_clusters",
-    "difference",
-    "h",
-    "p",
-    "tau",
-    "first",
-    "agreeing",
-    "rank",
-    "condition",
-    "deciles",
-    "dimensional",
-)
-
-
-def _unscored(width: int, bad: NDArray[np.bool_]) -> pa.Table:
+def _unscored(neurons: NDArray[np.int64], without: _Without) -> pa.Table:
     """Rows of `proximity` of a layer that has none before it."""
-    nothing = dict.fromkeys((*_EMPTY, "diagnosis"), [None] * width)
-    status = np.where(bad, "failed", "excluded")
-    reason = [FAILED if b else NO_LAYER_BEFORE for b in bad]
-    return columns.table("proximity", {"neuron": np.arange(width), "status": status, "reason": reason} | nothing)
+    status = np.where(without.ok, "excluded", without.status)
+    reason = np.where(without.ok, NO_LAYER_BEFORE, without.reason)
+    nothing = dict.fromkeys(TABLES["proximity"].schema.names, [None] * len(neurons))
+    return columns.table("proximity", nothing | {"neuron": neurons, "status": status, "reason": reason})
 
 
-def _proximity_rows(found: proximity.Proximity, bad: NDArray[np.bool_], core: Tensor, min_clusters: int) -> pa.Table:
+def _proximity_rows(
+    found: proximity.Proximity,
+    neurons: NDArray[np.int64],
+    without: _Without,
+    core: Tensor,
+    min_clusters: int,
+) -> pa.Table:
     s = found.scores
-    reason = [FAILED if b else r for b, r in zip(bad, found.reason, strict=True)]
+    reason = np.where(without.ok, found.reason, without.reason)
     ok = np.array([r is None for r in reason])
     diagnoses = summary.neuron_diagnoses(found, min_clusters)
     lengths = (core >= 0).sum(1).numpy()
@@ -250,25 +238,20 @@ def _proximity_rows(found: proximity.Proximity, bad: NDArray[np.bool_], core: Te
         return np.where(ok, x.numpy(), np.nan)
 
     rows: dict[str, Any] = {
-        "neuron": np.arange(len(ok)),
-        "status": np.where(bad, "failed", np.where(ok, "ok", "excluded")),
+        "neuron": neurons,
+        "status": np.where(without.ok, np.where(ok, "ok", "excluded"), without.status),
         "reason": reason,
-        "n_clusters": pa.array(found.n_counted.numpy(), mask=bad),
+        "n_clusters": pa.array(found.n_counted.numpy(), mask=without.status == "failed"),
         **{c: figure(getattr(s, c)) for c in ("difference", "h", "p", "tau", "first", "agreeing")},
         "rank": pa.array(rank, mask=~ok | (rank < 0)),
         "condition": figure(found.condition),
-        "deciles": _list(np.where(ok[:, None], s.deciles.numpy(), np.nan)),
-        "dimensional": _ragged(np.where(ok[:, None], found.dimensional.numpy(), np.nan), lengths),
+        "deciles": columns.lists(np.where(ok[:, None], s.deciles.numpy(), np.nan), pa.float64()),
+        "dimensional": columns.ragged_prefix(
+            np.where(ok[:, None], found.dimensional.numpy(), np.nan), lengths, pa.float64()
+        ),
         "diagnosis": ["; ".join(d) or None for d in diagnoses],
     }
     return columns.table("proximity", rows)
-
-
-def _ragged(matrix: NDArray[np.float64], lengths: NDArray[np.int64]) -> pa.ListArray:
-    there = np.arange(matrix.shape[1])[None, :] < lengths[:, None]
-    flat = matrix[there]
-    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), type=pa.int32())
-    return pa.ListArray.from_arrays(offsets, pa.array(flat, type=pa.float64(), mask=np.isnan(flat)))
 
 
 def _control_rows(neurons: NDArray[np.int64], control: controls.Control) -> pa.Table:
@@ -278,11 +261,11 @@ def _control_rows(neurons: NDArray[np.int64], control: controls.Control) -> pa.T
         {
             "neuron": neurons,
             "control": [control.name] * len(neurons),
-            "differences": _list(s.difference.T),
-            "p": _list(s.p.T),
-            "first": _list(s.first.T),
-            "deciles": _list(s.deciles.transpose(0, 1)),
-            "qualifies": _list(control.qualifies.T, pa.bool_()),
+            "differences": columns.lists(s.difference.T.numpy(), pa.float64()),
+            "p": columns.lists(s.p.T.numpy(), pa.float64()),
+            "first": columns.lists(s.first.T.numpy(), pa.float64()),
+            "deciles": columns.lists(s.deciles.transpose(0, 1).numpy(), pa.float64()),
+            "qualifies": columns.lists(control.qualifies.T.numpy(), pa.bool_()),
         },
     )
 
@@ -290,12 +273,14 @@ def _control_rows(neurons: NDArray[np.int64], control: controls.Control) -> pa.T
 def _control_of(name: str, rows: pa.Table) -> controls.Control:
     """What `_control_rows` wrote."""
     n_draws = len(rows["differences"][0]) if len(rows) else 1
-    difference, p, first = (torch.from_numpy(_floats(rows[c], n_draws)).T for c in ("differences", "p", "first"))
-    deciles = torch.from_numpy(_floats(rows["deciles"], n_draws * kernel.N_GROUPS))
+    difference, p, first = (
+        torch.from_numpy(columns.padded(rows[c], np.nan, n_draws)).T for c in ("differences", "p", "first")
+    )
+    deciles = torch.from_numpy(columns.padded(rows["deciles"], np.nan, n_draws * kernel.N_GROUPS))
     deciles = deciles.reshape(len(rows), n_draws, kernel.N_GROUPS).transpose(0, 1)
     nothing = torch.full_like(difference, torch.nan)
     scores = proximity.Scores(difference, nothing, p, deciles, nothing, first, nothing)
-    return controls.Control(name, scores, torch.from_numpy(_floats(rows["qualifies"], n_draws)).T > 0)
+    return controls.Control(name, scores, torch.from_numpy(columns.padded(rows["qualifies"], False, n_draws)).T)
 
 
 def _clamp_rows(effects: list[clamp.Effect]) -> pa.Table:
@@ -311,15 +296,16 @@ def _clamp_rows(effects: list[clamp.Effect]) -> pa.Table:
         "control_kl",
     )
     several = ("change", "control_change", "deviation", "coherence_change", "control_coherence_change")
-    rows: dict[str, Any] = {c: [_number(getattr(e, c)) for e in effects] for c in single}
-    rows |= {c: [[_number(x) for x in getattr(e, c).tolist()] for e in effects] for c in several}
-    rows |= {"targets": [e.targets.tolist() for e in effects]}
+    n_targets = np.array([len(e.targets) for e in effects])
+    rows: dict[str, Any] = {c: np.array([getattr(e, c) for e in effects]) for c in single}
+    rows |= {c: columns.ragged(_joined(effects, c), n_targets, pa.float64()) for c in several}
+    rows |= {"targets": columns.ragged(_joined(effects, "targets"), n_targets, pa.int32())}
     rows |= {"status": ["ok"] * len(effects), "reason": [None] * len(effects)}
     return columns.table("clamps", rows)
 
 
-def _number(x: float | int) -> float | int | None:
-    return None if isinstance(x, float) and np.isnan(x) else x
+def _joined(effects: list[clamp.Effect], name: str) -> NDArray[Any]:
+    return torch.cat([getattr(e, name) for e in effects]).numpy()
 
 
 def _unclamped(neuron: int, status: str, reason: str) -> pa.Table:
@@ -330,19 +316,19 @@ def _unclamped(neuron: int, status: str, reason: str) -> pa.Table:
 
 
 def _summary_rows(rows: list[summary.Row], n_neurons: dict[int, int]) -> pa.Table:
-    out: dict[str, list[Any]] = {
+    out: dict[str, Any] = {
         "layer": [None if r.layer is None else layer_name(r.layer) for r in rows],
         "condition": [r.condition for r in rows],
         "n_neurons": [sum(n_neurons.values()) if r.layer is None else n_neurons[r.layer] for r in rows],
         "n": [r.n for r in rows],
         "n_groups": [r.n_groups for r in rows],
-        "requalifying": [_number(r.requalifying) for r in rows],
+        "requalifying": np.array([r.requalifying for r in rows]),
         "verdict": [r.verdict or None for r in rows],
         "diagnosis": [summary.layer_diagnosis(r) if r.condition == "actual" else None for r in rows],
-        "wilson_low": [_number(r.wilson.low) for r in rows],
-        "wilson_high": [_number(r.wilson.high) for r in rows],
+        "wilson_low": np.array([r.wilson.low for r in rows]),
+        "wilson_high": np.array([r.wilson.high for r in rows]),
     }
     for name in ("positive", "difference", "gap", "remaining", "tau", "kruskal", "first"):
         for end, part in (("", "value"), ("_low", "low"), ("_high", "high")):
-            out[name + end] = [_number(getattr(getattr(r, name), part)) for r in rows]
+            out[name + end] = np.array([getattr(getattr(r, name), part) for r in rows])
     return columns.table("categorical", out)

@@ -26,11 +26,6 @@ Read = Callable[[int, Tensor], Tensor | None]
 """Given a layer and its activations [B, L, N]; what it returns, if anything, takes their place in the model."""
 
 
-def layer_name(layer: int) -> str:
-    """What tables call a layer."""
-    return f"h.{layer}"
-
-
 @dataclass(frozen=True)
 class ModelInfo:
     """What a model is, as far as its configuration says."""

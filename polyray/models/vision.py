@@ -6,7 +6,6 @@ builds it once to resolve the layers, every subject actor builds it again and ke
 
 import importlib
 import inspect
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,6 @@ import numpy as np
 import timm
 import torch
 import torchvision
-import yaml
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -27,6 +25,7 @@ from polyray.models.encoders import normalised, weights_digest
 from polyray.models.readouts import LayerInfo, Readouts, Selection
 from polyray.models.weights import fit, read_weights
 from polyray.schema import PLANTED_KINDS
+from polyray.selection import read_selection
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -225,7 +224,7 @@ def resolve_neurons(
     """
     if selection is None:
         return {info.name: None for info in layers}
-    chosen: Any = _read_selection(Path(selection)) if isinstance(selection, str) else selection
+    chosen: Any = read_selection(Path(selection), "subject.neurons") if isinstance(selection, str) else selection
     widths = {info.name: info.width for info in layers}
     if not isinstance(chosen, Mapping):
         raise ConfigError(f"subject.neurons: {selection!r} must hold lists of indices by layer name.")
@@ -241,14 +240,6 @@ def resolve_neurons(
         if twice:
             raise ConfigError(f"subject.neurons: {name!r} lists {twice[:5]} more than once.")
     return {name: torch.tensor(sorted(chosen[name])).long() if name in chosen else None for name in widths}
-
-
-def _read_selection(path: Path) -> Any:
-    try:
-        text = path.read_text(encoding="utf-8")
-        return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError) as e:
-        raise ConfigError(f"subject.neurons: cannot read {str(path)!r} as JSON or YAML: {e}") from e
 
 
 @dataclass(frozen=True)

@@ -84,6 +84,6 @@ def vocabulary(encoder: Encoder, prompts: list[str]) -> pa.Table:
         {
             "prompt_idx": np.arange(len(prompts)),
             "prompt": prompts,
-            "embedding": columns.ragged(vectors.ravel(), np.full(len(prompts), vectors.shape[1]), pa.float32()),
+            "embedding": columns.lists(vectors, pa.float32()),
         },
     )

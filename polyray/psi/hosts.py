@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from polyray.config import Science
 from polyray.kernels import random, windows
+from polyray.psi.extract import layer_boxes
 
 Ints = NDArray[np.int64]
 
@@ -178,15 +179,7 @@ def window(layer: Mapping[str, Any], input_px: int, max_frac: float) -> Window:
 
 def boxes(layer: Mapping[str, Any], at: Window, position: Ints, input_px: int) -> Ints:
     """Boxes around positions of a layer, clipped to the image: x0, y0, x1, y1 [n, 4]."""
-    return windows.boxes(
-        torch.from_numpy(np.ascontiguousarray(position)),
-        layer["grid_w"],
-        layer["center_x_px"],
-        layer["center_y_px"],
-        layer["stride_px"],
-        at.side,
-        input_px,
-    ).numpy()
+    return layer_boxes({**layer, "side_px": at.side}, position, input_px)
 
 
 class Places(NamedTuple):

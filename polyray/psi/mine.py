@@ -212,7 +212,7 @@ def _part(
             "minimum": _nan_if_infinite(low.numpy()),
             "maximum": _nan_if_infinite(high.numpy()),
             "n_equal_cut": top.n_equal_cut.numpy(),
-            "bins": columns.ragged(bins.ravel(), np.full(len(neurons), bins.shape[1]), pa.int32()),
+            "bins": columns.lists(bins, pa.int32()),
             "example": columns.ragged_prefix(top.example.numpy(), kept, pa.int32()),
             "response": columns.ragged_prefix(top.response.numpy(), kept, pa.float32()),
             "position": columns.ragged_prefix(top.position.numpy(), kept, pa.int32()),
@@ -352,7 +352,7 @@ def merge(parts: Iterable[pa.Table], science: Science, info: LayerInfo) -> tuple
             "std": std,
             "minimum": low,
             "maximum": high,
-            "bins": columns.ragged(bins.ravel(), np.full(len(neurons), bins.shape[1]), pa.int32()),
+            "bins": columns.lists(bins, pa.int32()),
         },
     )
     return mined, histograms

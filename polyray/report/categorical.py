@@ -16,7 +16,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 from polyray.dataset import Dataset
-from polyray.report.summary import shown
+from polyray.report.summary import series, shown
 
 ACTUAL = "actual"
 METHOD = ("order", "precursors_matched", "precursors_random", "tokens_same_frequency")
@@ -119,7 +119,7 @@ def _shares(axes: Axes, found: list[dict[str, Any]], names: list[str], title: st
     x = np.arange(len(found))
     for i, (name, colour) in enumerate(zip(names, _COLOURS, strict=False)):
         rows = [r["conditions"].get(name, {}) for r in found]
-        value, low, high = (_column(rows, "positive" + end) for end in ("", "_low", "_high"))
+        value, low, high = (series(rows, "positive" + end) for end in ("", "_low", "_high"))
         at = x + (i - (len(names) - 1) / 2) * 0.07
         label = name.replace("_", " ")
         axes.vlines(at, low, high, color=colour, linewidth=1.2)
@@ -130,7 +130,3 @@ def _shares(axes: Axes, found: list[dict[str, Any]], names: list[str], title: st
     axes.set_ylabel("share with a positive difference")
     axes.set_title(title, fontsize=10)
     axes.legend(fontsize=8, ncols=2)
-
-
-def _column(rows: list[dict[str, Any]], name: str) -> list[float]:
-    return [np.nan if row.get(name) is None else row[name] for row in rows]

@@ -4,7 +4,11 @@ Place in the flow: after the last stage; `cli.py` prints what comes out of here.
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from polyray.dataset import Dataset
 from polyray.errors import StoreError
@@ -64,6 +68,11 @@ def _record(layer: str | None, side_px: int | None, figures: list[dict[str, Any]
 def shown(value: float | None, digits: int = 3) -> str:
     """A figure for a table cell; a dash where it is missing."""
     return "–" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+
+
+def series(rows: Sequence[Mapping[str, Any]], name: str) -> NDArray[np.float64]:
+    """One figure of several rows, to be drawn; NaN where it is missing or null."""
+    return np.array([row.get(name) for row in rows], dtype=np.float64)
 
 
 def excluded(record: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ from matplotlib.figure import FigureBase
 
 from polyray.dataset import Dataset
 from polyray.report import gallery
-from polyray.report.summary import shown
+from polyray.report.summary import series, shown
 from polyray.schema import CONTRASTS
 
 SHARES = ("causal", "causal_specific", "null_p05")
@@ -47,7 +47,8 @@ N_STRIPS = 3
 N_ROWS = 3
 """Strips beside the figure, and the most clusters of each."""
 _COLOURS = ("#d62728", "#ff7f0e", "#9467bd", "#1f77b4", "#2ca02c", "#7f7f7f")
-_FIGURES = ("mean", "low", "high", "mean_sd", "low_sd", "high_sd", "p", "q", "n")
+_INTERVAL = ("mean", "low", "high")
+_FIGURES = (*_INTERVAL, "mean_sd", "low_sd", "high_sd", "p", "q", "n")
 
 
 def records(dataset: Dataset) -> list[dict[str, Any]]:
@@ -194,7 +195,7 @@ def striking(dataset: Dataset, n: int) -> list[tuple[str, int]]:
 def _contrasts(axes: Axes, layers: list[dict[str, Any]]) -> None:
     x = np.arange(len(layers))
     for i, (contrast, colour) in enumerate(zip(CONTRASTS, _COLOURS, strict=True)):
-        mean, low, high = _columns([r["contrasts"][contrast] for r in layers], "_sd")
+        mean, low, high = (series([r["contrasts"][contrast] for r in layers], c + "_sd") for c in _INTERVAL)
         at = x + (i - (len(CONTRASTS) - 1) / 2) * 0.12
         axes.vlines(at, low, high, color=colour, linewidth=1.3)
         axes.plot(at, mean, "o", color=colour, markersize=4, label=_HEADS[contrast])
@@ -214,21 +215,13 @@ def _shares(axes: Axes, layers: list[dict[str, Any]]) -> None:
         (-0.2, "causal", "causal: two clusters drive it", "#f4a582"),
         (0.2, "causal_specific", "… and more than one concept", "#d62728"),
     ):
-        mean, low, high = _columns([r[name] for r in layers], "")
+        mean, low, high = (series([r[name] for r in layers], c) for c in _INTERVAL)
         axes.bar(x + offset, mean, width=0.38, color=colour, label=label)
         axes.vlines(x + offset, low, high, color="black", linewidth=0.8)
-    null, _, _ = _columns([r["null_p05"] for r in layers], "")
+    null = series([r["null_p05"] for r in layers], "mean")
     axes.plot(x, null, "D", color="black", markersize=4, clip_on=False, label="null neurons with p < 0.05")
     axes.axhline(0.05, color="black", linewidth=0.6, linestyle=":")
     axes.set_ylabel("share of neurons")
     axes.set_ylim(0, 1)
     axes.set_xticks(x, [r["layer"] for r in layers], rotation=40, ha="right", fontsize=8)
     axes.legend(fontsize=8, ncols=2, loc="lower left", bbox_to_anchor=(0, 1))
-
-
-def _columns(rows: list[dict[str, Any]], unit: str) -> tuple[Any, Any, Any]:
-    mean, low, high = (
-        np.array([np.nan if r[c + unit] is None else r[c + unit] for r in rows], dtype=np.float64)
-        for c in ("mean", "low", "high")
-    )
-    return mean, low, high

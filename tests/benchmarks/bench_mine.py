@@ -8,11 +8,9 @@ CPU what counts is processor time, which other processes' load distorts less tha
 
 import argparse
 import json
-import statistics
-import time
-from collections.abc import Callable
 
 import torch
+from timing import in_turn, medians, ratios
 from torch import Tensor
 
 from polyray.config import NumericsConfig, SubjectConfig
@@ -29,16 +27,6 @@ def measure(device: str, threads: int, micro_batch: int, input_px: int, pairs: i
     generator = torch.Generator().manual_seed(0)
     views = torch.randint(0, 256, (micro_batch, input_px, input_px, 3), dtype=torch.uint8, generator=generator)
     x = subject.prepare(views)
-    clock = time.process_time if device == "cpu" and threads == 1 else time.perf_counter
-
-    def seconds(work: Callable[[], object]) -> float:
-        if device == "cuda":
-            torch.cuda.synchronize()
-        start = clock()
-        work()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        return clock() - start
 
     def bare_forward() -> Tensor:
         return subject.module(x)
@@ -46,23 +34,16 @@ def measure(device: str, threads: int, micro_batch: int, input_px: int, pairs: i
     def mining() -> dict[str, tuple[Tensor, Tensor]]:
         return subject.readouts.run(x, names)
 
-    times: list[tuple[float, float]] = []
     with torch.no_grad():
         bare_forward()
         mining()
-        for pair in range(pairs):
-            # Who goes first takes turns, so that what a forward leaves behind in the caches favours neither.
-            if pair % 2:
-                second, first = seconds(mining), seconds(bare_forward)
-            else:
-                first, second = seconds(bare_forward), seconds(mining)
-            times.append((first, second))
-    bare, mine = (statistics.median(column) for column in zip(*times, strict=True))
-    ratios = sorted(b / a for a, b in times)
+        times = [in_turn((bare_forward, mining), pair, device) for pair in range(pairs)]
+    bare, mine = medians(times)
+    ratio, lowest, highest = ratios(times, 1, 0)
     return {
-        "ratio_mine": round(statistics.median(ratios), 4),
-        "ratio_lowest": round(ratios[0], 4),
-        "ratio_highest": round(ratios[-1], 4),
+        "ratio_mine": ratio,
+        "ratio_lowest": lowest,
+        "ratio_highest": highest,
         "bare_ms_per_image": round(1e3 * bare / micro_batch, 3),
         "mine_ms_per_image": round(1e3 * mine / micro_batch, 3),
         "neurons": sum(info.width for info in layers),

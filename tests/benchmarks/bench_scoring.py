@@ -17,7 +17,6 @@ import json
 import os
 import platform
 import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -30,6 +29,7 @@ from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 from sklearn.metrics import normalized_mutual_info_score, silhouette_score
 from threadpoolctl import threadpool_limits
+from timing import medians, ratios, seconds
 
 from polyray import columns
 from polyray.config import Science, parse_config
@@ -74,17 +74,6 @@ def scikit_learn(vectors: NDArray[np.float32]) -> float:
     return float(max(silhouette_score(vectors, labels) for labels in found))
 
 
-def seconds(work: Callable[[], object], device: str = "cpu") -> float:
-    clock = time.process_time if device == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
-    if device == "cuda":
-        torch.cuda.synchronize()
-    start = clock()
-    work()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return clock() - start
-
-
 def measure_draws(world: World, n_sets: int, repeats: int, device: str) -> dict[str, Any]:
     """scikit-learn on a few sets and ours on all of them, in turn."""
     x = world.patches[world.neurons(n_sets)]
@@ -102,12 +91,12 @@ def measure_draws(world: World, n_sets: int, repeats: int, device: str) -> dict[
         mine = statistics.median(seconds(ours, device) for _ in range(3)) / n_sets
         reference = seconds(lambda part=part: theirs.extend(scikit_learn(x[i]) for i in part)) / len(part)
         times.append((mine, reference))
-    mine, reference = (statistics.median(column) for column in zip(*times, strict=True))
-    ratios = sorted(b / a for a, b in times)
+    mine, reference = medians(times)
+    ratio, lowest, highest = ratios(times, 1, 0, digits=1)
     return {
-        "ratio_draw": round(statistics.median(ratios), 1),
-        "ratio_draw_lowest": round(ratios[0], 1),
-        "ratio_draw_highest": round(ratios[-1], 1),
+        "ratio_draw": ratio,
+        "ratio_draw_lowest": lowest,
+        "ratio_draw_highest": highest,
         "us_per_draw": round(1e6 * mine, 1),
         "sklearn_us_per_draw": round(1e6 * reference, 1),
         "silhouette_difference": round(float(np.mean(S - np.array(theirs))), 6),

@@ -10,13 +10,12 @@ clock. Every repetition swaps other neurons, whose images nobody has decoded yet
 
 import argparse
 import json
-import statistics
-import time
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from timing import in_turn, medians, ratios
 
 from polyray.config import Science, parse_config
 from polyray.models.vision import load_subject
@@ -50,21 +49,11 @@ def measure(science: Science, layer: str, pairs: int) -> dict[str, float | int |
     geometry = ("layout", "grid_w", "grid_h", "center_x_px", "center_y_px", "stride_px")
     of_layer = {"layer": layer, "swap_side_px": 80} | {c: getattr(info, c) for c in geometry}
     rng = np.random.Generator(np.random.Philox(0))
-    clock = time.process_time if device == "cpu" and threads == 1 else time.perf_counter
     n_images = N_NEURONS * N_HOSTS * 7
     n_batches = -(-n_images // subject.micro_batch)
     px = subject.input_px
     x = subject.prepare(rng.integers(0, 256, (subject.micro_batch, px, px, 3), dtype=np.uint8))
     nobody = torch.zeros(subject.micro_batch, dtype=torch.int64)
-
-    def seconds(work: Callable[[], object]) -> float:
-        if device == "cuda":
-            torch.cuda.synchronize()
-        start = clock()
-        work()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        return clock() - start
 
     def neurons(first: int) -> list[swap.Neuron]:
         n_positions = info.grid_h * info.grid_w
@@ -90,24 +79,18 @@ def measure(science: Science, layer: str, pairs: int) -> dict[str, float | int |
         if len(found) != N_NEURONS * N_HOSTS * 8 or failed:
             raise RuntimeError(f"{len(found)} rows and {len(failed)} failures: not what was to be measured")
 
-    times: list[tuple[float, float, float]] = []
+    times: list[tuple[float, ...]] = []
     with torch.no_grad():
         ended()
         for pair in range(pairs):
-            chosen = neurons(N_NEURONS * pair)
-            # Who goes first takes turns, so that what a forward leaves behind in the caches favours neither.
-            if pair % 2:
-                of_swap = seconds(lambda: swaps(chosen))  # noqa: B023 - called at once
-                times.append((seconds(whole), seconds(ended), of_swap))
-            else:
-                times.append((seconds(whole), seconds(ended), seconds(lambda: swaps(chosen))))  # noqa: B023
-    ratios = sorted(b / c for _, b, c in times)
-    median = [statistics.median(column) / n_images * 1e3 for column in zip(*times, strict=True)]
+            times.append(in_turn((whole, ended, partial(swaps, neurons(N_NEURONS * pair))), pair, device))
+    ratio, lowest, highest = ratios(times, 1, 2)
+    median = [s / n_images * 1e3 for s in medians(times)]
     return {
-        "ratio_swap": round(statistics.median(ratios), 4),
-        "ratio_lowest": round(ratios[0], 4),
-        "ratio_highest": round(ratios[-1], 4),
-        "ratio_whole": round(statistics.median(a / c for a, _, c in times), 4),
+        "ratio_swap": ratio,
+        "ratio_lowest": lowest,
+        "ratio_highest": highest,
+        "ratio_whole": ratios(times, 0, 2)[0],
         "whole_ms_per_image": round(median[0], 3),
         "bare_ms_per_image": round(median[1], 3),
         "swap_ms_per_image": round(median[2], 3),

@@ -9,12 +9,10 @@ processes' load distorts less than it does the clock. Weights are random: the ti
 
 import argparse
 import json
-import statistics
 import tempfile
-import time
-from collections.abc import Callable
 
 import torch
+from timing import in_turn, medians, ratios
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -49,16 +47,6 @@ def measure(device: str, threads: int, n_layers: int, micro_batch: int, pairs: i
     sums = TokenStatistics(kept, layers, shard.info.n_neurons, device)
     batch = next(batches(tokens, everywhere, everywhere, kept, micro_batch))
     x = batch.tokens.to(device)
-    clock = time.process_time if device == "cpu" and threads == 1 else time.perf_counter
-
-    def seconds(work: Callable[[], object]) -> float:
-        if device == "cuda":
-            torch.cuda.synchronize()
-        start = clock()
-        work()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        return clock() - start
 
     def bare_forward() -> Tensor:
         return bare(x).last_hidden_state
@@ -66,23 +54,16 @@ def measure(device: str, threads: int, n_layers: int, micro_batch: int, pairs: i
     def mining() -> Tensor:
         return shard(x, batch.mask, sums.reader(batch.rows), layers)
 
-    times: list[tuple[float, float]] = []
     with torch.inference_mode():
         bare_forward()
         mining()
-        for pair in range(pairs):
-            # Who goes first takes turns, so that what a forward leaves behind in the caches favours neither.
-            if pair % 2:
-                second, first = seconds(mining), seconds(bare_forward)
-            else:
-                first, second = seconds(bare_forward), seconds(mining)
-            times.append((first, second))
-    ratios = sorted(b / a for a, b in times)
-    plain, mined = (statistics.median(column) for column in zip(*times, strict=True))
+        times = [in_turn((bare_forward, mining), pair, device) for pair in range(pairs)]
+    ratio, lowest, highest = ratios(times, 1, 0)
+    plain, mined = medians(times)
     return {
-        "ratio_mine": round(statistics.median(ratios), 4),
-        "ratio_lowest": round(ratios[0], 4),
-        "ratio_highest": round(ratios[-1], 4),
+        "ratio_mine": ratio,
+        "ratio_lowest": lowest,
+        "ratio_highest": highest,
         "bare_tokens_per_s": round(tokens.numel() / plain),
         "mine_tokens_per_s": round(tokens.numel() / mined),
         "neurons": n_layers * shard.info.n_neurons,

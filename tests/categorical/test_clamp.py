@@ -135,6 +135,17 @@ def test_the_change_downstream_is_the_computed_one(tmp_path: Path) -> None:
         assert e.control_kl > 1e-6
 
 
+def test_targets_are_neurons_whatever_rows_they_stand_in(tmp_path: Path) -> None:
+    _, _, given = run("gpt2", tmp_path)
+    whole = clamp(**given)
+    rows = torch.tensor([2, 5, 7])
+    some = given | {"next_core": given["next_core"][rows], "precursors": given["precursors"][rows]}
+    for e, of_all in zip(clamp(**some, next_neurons=rows), whole, strict=True):
+        assert e.targets.tolist() == [2, 7]
+        torch.testing.assert_close(e.change, of_all.change[:2])
+        torch.testing.assert_close(e.coherence, of_all.coherence[:2], equal_nan=True)
+
+
 @pytest.mark.parametrize("kind", ["gpt2", "bert", "llama"])
 def test_holding_a_neuron_at_its_actual_value_changes_nothing(kind: str, tmp_path: Path) -> None:
     _, shards, _ = run(kind, tmp_path)

@@ -37,6 +37,18 @@ def test_weights_are_the_formula(monkeypatch: pytest.MonkeyPatch) -> None:
     assert connect(w_out, gain, w_in, 4, 0, 1).gate.isnan().all()
 
 
+def test_some_neurons_have_what_they_have_among_all() -> None:
+    """Ties too: with neurons of equal weight in the layer before, all that decides is a hash of both indices."""
+    w_out, gain, w_in, w_gate = weights()
+    w_out = w_out.repeat(2, 1)
+    some = torch.tensor([0, 2])
+    whole = connect(w_out, gain, w_in, 3, 0, 1, w_gate)
+    found = connect(w_out, gain, w_in[:, some], 3, 0, 1, w_gate[:, some], some)
+    assert torch.equal(found.precursor, whole.precursor[some])
+    assert not torch.equal(connect(w_out, gain, w_in[:, some], 3, 0, 1).precursor, whole.precursor[some])
+    assert torch.allclose(found.gate, whole.gate[some], rtol=1e-13, equal_nan=True)
+
+
 def test_a_neuron_that_nothing_drives_has_no_precursor() -> None:
     w_out, gain, w_in, _ = weights()
     w_in[:, 1] = 0.0

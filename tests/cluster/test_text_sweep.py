@@ -15,7 +15,11 @@ from troubles import DyingShard
 
 import polyray
 from polyray.cluster import chain
+from polyray.cluster.text_resolve import resolve
+from polyray.config import load_config
+from polyray.errors import ConfigError
 from polyray.store import Store
+from polyray.text_config import TextConfig
 
 N_WORDS, N_NEURONS, N_LAYERS = 120, 40, 3
 N_DOCUMENTS = 300
@@ -141,7 +145,7 @@ def test_cuts_passes_and_checkpoints_change_nothing(
     census: tuple[Path, dict[str, Any]], language: Path, tmp_path: Path
 ) -> None:
     """Two shards, a pass a layer, a checkpoint after every batch."""
-    execution = {"shard": HALF_CPU | {"max": 2}, "stats_gb": 1e-9, "checkpoint_s": 1e-6}
+    execution = {"shard": HALF_CPU | {"max": 2}, "stats_gb": 2e-5, "checkpoint_s": 1e-6}  # room for one layer
     config = write_config(tmp_path / "cut.yaml", raw(language, **execution))
     result = command("run", config, "--out", tmp_path / "out", "--json")
     assert result.exit_code == 0, result.output
@@ -164,9 +168,74 @@ def test_the_loss_of_a_shard_changes_nothing(
     assert digests(tmp_path / "out") == digests(census[0])
 
 
+def test_chosen_neurons_are_all_that_is_swept_and_come_out_as_in_the_whole(
+    census: tuple[Path, dict[str, Any]], language: Path, tmp_path: Path
+) -> None:
+    """Layer 0 is mined for layer 1, and layer 1 whole for layer 2; of layer 2 the chosen neurons alone."""
+    few = raw(language)
+    few["science"]["model"] |= {"layers": [1, 2], "neurons": {1: [3, "10-29", 33], 2: ["0-19"]}}
+    chosen = {"h.1": [3, *range(10, 30), 33], "h.2": list(range(20))}
+    config = write_config(tmp_path / "few.yaml", few)
+    planned = printed_json(command("plan", config, "--json"))
+    assert (planned["n_neurons"], planned["n_mined"]) == (42, 3)
+    result = command("run", config, "--out", tmp_path / "out", "--json")
+    assert result.exit_code == 0, result.output
+    here, there = (polyray.open(out) for out in (tmp_path / "out", census[0]))
+
+    def rows(data: Any, table: str, layer: str, *key: str) -> dict[Any, dict[str, Any]]:
+        return {tuple(r[k] for k in key): r for r in data[table].to_table().to_pylist() if r["layer"] == layer}
+
+    for layer, mined in {"h.0": range(40), "h.1": range(40), "h.2": range(20)}.items():
+        found = rows(here, "core_tokens", layer, "neuron")
+        whole = rows(there, "core_tokens", layer, "neuron")
+        assert found == {(n,): whole[n,] for n in mined}
+        sums = rows(here, "token_stats", layer, "token")
+        whole = rows(there, "token_stats", layer, "token")
+        assert {t: r["sums"] for t, r in sums.items()} == {t: r["sums"][: len(mined)] for t, r in whole.items()}
+    for layer, neurons in chosen.items():
+        found = rows(here, "proximity", layer, "neuron")
+        whole = rows(there, "proximity", layer, "neuron")
+        assert list(found) == [(n,) for n in neurons]
+        for key, row in found.items():
+            assert row["status"] == whole[key]["status"]
+            np.testing.assert_allclose(row["dimensional"] or [], whole[key]["dimensional"] or [], atol=1e-12)
+        for table, key in (("connections", ("neuron", "rank")), ("taken_clusters", ("neuron", "rank"))):
+            found, whole = (rows(data, table, layer, *key) for data in (here, there))
+            assert {k: r["precursor"] for k, r in found.items()} == {
+                k: r["precursor"] for k, r in whole.items() if k[0] in neurons
+            }
+            assert {k: r.get("tokens") for k, r in found.items()} == {
+                k: r.get("tokens") for k, r in whole.items() if k[0] in neurons
+            }
+    drawn = rows(here, "proximity_controls", "h.2", "neuron", "control")
+    whole = rows(there, "proximity_controls", "h.2", "neuron", "control")
+    assert drawn
+    for key, row in drawn.items():
+        assert row["qualifies"] == whole[key]["qualifies"]
+        ours, theirs = (np.array(r["differences"], dtype=float) for r in (row, whole[key]))
+        np.testing.assert_allclose(ours, theirs, atol=1e-12)
+    clamps = here["clamps"].to_table().to_pylist()
+    assert clamps
+    feeds = {(r["neuron"], r["precursor"]) for r in rows(here, "connections", "h.2", "neuron", "rank").values()}
+    for row in clamps:
+        assert (row["layer"], row["neuron"] in chosen["h.1"]) == ("h.1", True)
+        assert row["targets"] == sorted(n for n, p in feeds if p == row["neuron"])
+    assert {r["n_neurons"] for r in here["categorical"].to_table().to_pylist()} == {22, 20, 42}
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
+        ({"model": {"neurons": {1: [3, "38-40"]}}}, "'h.1' has neurons 0 to 39, got '38-40'"),
+        ({"model": {"neurons": {1: ["9-3"]}}}, "runs backwards; say '3-9'"),
+        ({"model": {"neurons": {1: [4, "3-7"]}}}, "lists [4] more than once"),
+        ({"model": {"layers": [1], "neurons": {2: [4]}}}, "layers [2] are not among those swept, 1"),
+        ({"model": {"layers": [1], "neurons": {1: []}}}, "leaves no neuron"),
+        ({"model": {"neurons": {1: ["3:7"]}}}, "neurons of layer 1: '3:7' is neither an index nor a range"),
+        ({"model": {"neurons": {"h.1": [3]}}}, "an index from 0, got 'h.1'"),
+        ({"model": {"neurons": [3]}}, "must be lists of indices and ranges by layer"),
+        ({"model": {"neurons": "/nowhere.json"}}, "cannot read '/nowhere.json'"),
+        ({"core": {"published": "/nowhere"}}, "'/nowhere' holds a file of none of the neurons"),
         ({"model": {"layers": [1, 7]}}, "layers 0 to 2"),
         ({"model": {"path": "/nowhere"}}, "/nowhere"),
         ({"model": {"context": 17}}, "more than the model's 16"),
@@ -186,6 +255,90 @@ def test_what_cannot_be_swept_is_refused_before_anything_is_written(
     assert result.exit_code == 2
     assert said in result.output.replace("\n", "")
     assert not (tmp_path / "out").exists()
+
+
+def test_statistics_that_do_not_fit_are_refused_before_anything_is_written(
+    language: Path, ray_here: None, tmp_path: Path
+) -> None:
+    config = write_config(tmp_path / "large.yaml", raw(language, stats_gb=1e-6))
+    result = command("run", config, "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    assert "122 tokens × 40 neurons × 8 bytes" in result.output.replace("\n", "")
+    assert not (tmp_path / "out").exists()
+
+
+def publish(census: Path, folder: Path) -> None:
+    """Core-tokens of a census, in the form of OpenAI's neuron files."""
+    data = polyray.open(census)
+    word = {r["token"]: r["text"] for r in data["tokens"].to_table().to_pylist()}
+    for row in data["core_tokens"].to_table().to_pylist():
+        place = folder / row["layer"].removeprefix("h.") / f"{row['neuron']}.json"
+        place.parent.mkdir(exist_ok=True, parents=True)
+        said = {"tokens": [word[t] for t in row["tokens"]], "average_activations": row["means"]}
+        place.write_text(json.dumps(said))
+
+
+def test_published_files_take_the_place_of_mining(
+    census: tuple[Path, dict[str, Any]], language: Path, tmp_path: Path
+) -> None:
+    """Those of another sweep give its results; neurons without one say so, and the others are as they were."""
+    publish(census[0], tmp_path / "files")
+    config = raw(language)
+    config["science"]["core"]["published"] = str(tmp_path / "files")
+    planned = printed_json(command("plan", write_config(tmp_path / "c.yaml", config), "--json"))
+    assert planned["feasible"]
+    assert "mine" not in planned["units"]
+    assert "scoring actor in core" in planned["memory_gb"]
+    result = command("run", tmp_path / "c.yaml", "--out", tmp_path / "whole")
+    assert result.exit_code == 0, result.output
+    here, there = digests(tmp_path / "whole"), digests(census[0])
+    assert set(there) - set(here) == {"token_stats"}
+    assert {t for t in here if here[t] != there[t]} == {"core_tokens"}, "n_tied_at_cut is not published"
+
+    (tmp_path / "files" / "2" / "5.json").unlink()
+    (tmp_path / "files" / "2" / "6.json").write_text("{")
+    strange = {"tokens": ["not a word"], "average_activations": [1.0]}
+    (tmp_path / "files" / "2" / "7.json").write_text(json.dumps(strange))
+    for path in (tmp_path / "files" / "0").glob("*.json"):
+        path.unlink()
+    config["science"].pop("clamp")
+    result = command("run", write_config(tmp_path / "c.yaml", config), "--out", tmp_path / "holes")
+    assert result.exit_code == 0, result.output
+    data = polyray.open(tmp_path / "holes")
+    rows = {(r["layer"], r["neuron"]): r for r in data["proximity"].to_table().to_pylist()}
+    assert len(rows) == N_LAYERS * N_NEURONS
+    assert {rows["h.0", n]["reason"] for n in range(N_NEURONS)} == {"no published file"}
+    of = {n: (rows["h.2", n]["status"], rows["h.2", n]["reason"]) for n in (5, 6, 7)}
+    assert of[5] == ("excluded", "no published file")
+    assert of[6] == ("failed", "file damaged: JSONDecodeError")
+    assert of[7] == ("excluded", "none of its published tokens is frequent enough in the corpus")
+    assert {rows["h.1", n]["status"] for n in range(N_NEURONS)} == {"excluded"}, "their precursors have no tokens"
+    failures = data["failures"].to_table().to_pylist()
+    assert [(r["layer"], r["item_id"]) for r in failures if r["item"] == "neuron"] == [("h.2", 6)]
+    before = polyray.open(census[0])["proximity"].to_table().to_pylist()
+    same = [r for r in before if r["layer"] == "h.2" and r["neuron"] not in (5, 6, 7)]
+    assert [rows["h.2", r["neuron"]] for r in same] == same
+    assert command("verify", tmp_path / "holes", "--json").exit_code == 0
+
+
+def test_a_choice_of_neurons_in_a_file_is_that_in_the_config(language: Path, tmp_path: Path) -> None:
+    inline = raw(language)
+    inline["science"]["model"]["neurons"] = {1: [3, "10-12"], 2: ["0-19"]}
+    (tmp_path / "some.json").write_text('{"1": ["3-3", 10, 11, 12], "2": ["0-9", "10-19"]}')
+    (tmp_path / "bad.yaml").write_text("1: 3")
+    in_file = raw(language)
+    in_file["science"]["model"]["neurons"] = str(tmp_path / "some.json")
+    configs = [load_config(write_config(tmp_path / "c.yaml", x)) for x in (inline, in_file, raw(language))]
+    resolved = [resolve(c, "unset") for c in configs if isinstance(c, TextConfig)]
+    assert resolved[0].identity == resolved[1].identity != resolved[2].identity
+    assert {x: n.tolist() for x, n in resolved[1].sweep.layers.swept.items()} == {
+        "h.0": list(range(40)), "h.1": [3, 10, 11, 12], "h.2": list(range(20)),
+    }  # fmt: skip
+    in_file["science"]["model"]["neurons"] = str(tmp_path / "bad.yaml")
+    bad = load_config(write_config(tmp_path / "c.yaml", in_file))
+    assert isinstance(bad, TextConfig)
+    with pytest.raises(ConfigError, match=r"bad.yaml.*layer 1 must be a list such as .* got 3"):
+        resolve(bad, "unset")
 
 
 def test_a_corpus_without_a_frequent_token_stops_with_the_numbers(
