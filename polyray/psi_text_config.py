@@ -1,4 +1,4 @@
-"""What is asked for of a language model's MLP neurons by the Polysemanticity Index, in the same two halves as `config.py`.
+"""What is asked for of a language model's neurons by the Polysemanticity Index, in the same two halves as `config.py`.
 
 Which question it answers: *which sweep is this?* Place in the flow: derives from `config.py`, which picks this one
 where `science.method` is `psi_text`. Only what shows, cuts out and encodes differs from images: subject, probe, encoder
@@ -34,7 +34,8 @@ class LanguageSubject(Section):
 
 
 class SentenceEncoder(Section):
-    """A BERT whose last hidden states, averaged over a text's tokens, place the text: one space for geometry and names."""
+    """A BERT whose last hidden states, averaged over a text's tokens, say where it lies: one space for geometry and
+    names."""
 
     same_space: ClassVar[bool] = True
     standardise: ClassVar[bool] = False
