@@ -84,7 +84,7 @@ def estimate(config: PsiTextConfig) -> Estimate:
     if sample:
         n_windows = e.n_images * sum(len(windows(n, reader.room, reader.beside)) for n in lengths) / len(lengths)
         full = [p for p in sample if len(p.ids) >= reader.room][:1] or sample[:1]
-        keep = [torch.arange(info.width) for info in infos]
+        keep = {info.depth: torch.from_numpy(chosen[info.name]) for info in infos if info.name in n_neurons}
         documents = list(enumerate(full * reader.micro_batch))
         n_measured = sum(len(windows(len(p.ids), reader.room, reader.beside)) for _, p in documents)
         per_window = seconds_of(lambda: list(reader.responses(documents, keep))) / n_measured

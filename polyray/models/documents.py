@@ -6,7 +6,7 @@ maximum over the tokens of a document.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -155,7 +155,7 @@ class Reader(Opened):
         self.shard = Shard(self.model, range(self.blocks[-1] + 1), dtype, numerics.device)
 
     def responses(
-        self, documents: Iterable[tuple[int, Passage]], neurons: Sequence[Tensor]
+        self, documents: Iterable[tuple[int, Passage]], neurons: Mapping[int, Tensor]
     ) -> Iterator[tuple[int, list[Response] | str]]:
         """What neurons say of documents.
 
@@ -163,10 +163,10 @@ class Reader(Opened):
 
         Args:
             documents: index and tokens of each.
-            neurons: columns that are wanted, for each layer that is swept.
+            neurons: blocks that are read, and which of their neurons are wanted.
 
         Yields:
-            In order, index and responses of the layers' wanted neurons; or why there are none: the hidden states of
+            In order, index and responses, block by block as asked for; or why there are none: the hidden states of
             the document are not finite. A single neuron that is not finite is NaN or infinite in its response, and 0
             for the layers after it, which would otherwise all be lost with it.
         """
@@ -185,15 +185,12 @@ class Reader(Opened):
                     self._forward(batch, neurons)
                     batch.clear()
             while waiting and waiting[0].n_left == 0:
-                yield self._done(waiting.pop(0))
+                yield _done(waiting.pop(0), neurons)
         if batch:
             self._forward(batch, neurons)
-        yield from map(self._done, waiting)
+        yield from (_done(reading, neurons) for reading in waiting)
 
-    def _done(self, reading: _Reading) -> tuple[int, list[Response] | str]:
-        return reading.document, reading.why or [reading.best[block] for block in self.blocks]
-
-    def _forward(self, batch: Sequence[tuple[_Reading, Passage, Window]], neurons: Sequence[Tensor]) -> None:
+    def _forward(self, batch: Sequence[tuple[_Reading, Passage, Window]], neurons: Mapping[int, Tensor]) -> None:
         pad = self.tokenizer.pad if self.tokenizer.pad < self.n_vocab else 0
         ids = np.full((self.micro_batch, self.context), pad, np.int64)
         there, counted = np.zeros(ids.shape, np.bool_), np.zeros(ids.shape, np.bool_)
@@ -215,19 +212,22 @@ class Reader(Opened):
         why = "hidden states are not finite"
         with torch.inference_mode():
             try:
-                self.shard(torch.from_numpy(ids), torch.from_numpy(there), read, self.blocks)
+                self.shard(torch.from_numpy(ids), torch.from_numpy(there), read, list(neurons), max(neurons))
             except ModelError as e:
                 # Hidden states that are not finite. Whose they are, the responses say.
                 why = str(e)
-        keep = dict(zip(self.blocks, neurons, strict=True))
         for row, (reading, _, w) in enumerate(batch):
             reading.n_left -= 1
             for block, (response, position) in found.items():
                 if not torch.isfinite(response[row]).any():
                     reading.why = why
                     continue
-                r, p = response[row][keep[block]], position[row][keep[block]] + (w.start - lead)
+                r, p = response[row][neurons[block]], position[row][neurons[block]] + (w.start - lead)
                 reading.best[block] = _later(reading.best.get(block), Response(r, p))
+
+
+def _done(reading: _Reading, blocks: Iterable[int]) -> tuple[int, list[Response] | str]:
+    return reading.document, reading.why or [reading.best[block] for block in blocks]
 
 
 def _later(best: Response | None, here: Response) -> Response:

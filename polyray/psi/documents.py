@@ -92,7 +92,7 @@ def mine(
 
     done: list[int] = []
     answers: list[list[Response]] = []
-    keep = [torch.from_numpy(neurons[info.name]) for info in layers]
+    keep = {info.depth: torch.from_numpy(neurons[info.name]) for info in layers}
     for document, answer in reader.responses(usable(), keep):
         if isinstance(answer, str):
             failed.append((None, "document", document, answer))

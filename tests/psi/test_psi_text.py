@@ -102,7 +102,7 @@ def test_responses_are_those_of_a_loop_over_documents(language: tuple[PreTrained
     passages = passages_of(reader, corpus)
     read = [(i, p) for i, p in passages.read(range(N_DOCUMENTS)) if isinstance(p, Passage)]
     assert len(read) == N_DOCUMENTS
-    everyone = [torch.arange(INNER)] * LAYERS
+    everyone = dict.fromkeys(range(LAYERS), torch.arange(INNER))
     answers = dict(reader.responses(iter(read), everyone))
     assert list(answers) == list(range(N_DOCUMENTS))
     for document, tokens in read:
@@ -124,7 +124,7 @@ def test_bits_do_not_depend_on_who_shares_a_batch(language: tuple[PreTrainedMode
     reader = Reader(LanguageSubject(path=str(folder), micro_batch=3, layers=[1, 3]), SPAN, CPU)
     read = list(passages_of(reader, write_corpus(tmp_path / "c.jsonl", texts(11))).read(range(11)))
     usable = [(i, p) for i, p in read if isinstance(p, Passage)]
-    keep = [torch.tensor([0, 7, 8]), torch.tensor([2])]
+    keep = {1: torch.tensor([0, 7, 8]), 3: torch.tensor([2])}
     together = dict(reader.responses(iter(usable), keep))
     backwards = dict(reader.responses(reversed(usable), keep))
     for one in usable:
@@ -144,7 +144,7 @@ def test_equal_peaks_take_the_first_token(tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path / "c.jsonl", [" ".join(["w1"] * 90)])
     ((_, found),) = passages_of(reader, corpus).read([0])
     assert isinstance(found, Passage)
-    ((_, answer),) = reader.responses(iter([(0, found)]), [torch.arange(INNER)])
+    ((_, answer),) = reader.responses(iter([(0, found)]), {0: torch.arange(INNER)})
     assert not isinstance(answer, str)
     # With a span of 1 windows do not overlap, and all look alike: the peak is in the first.
     assert (answer[0].position < reader.room).all()
