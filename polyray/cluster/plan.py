@@ -7,6 +7,7 @@ run. A unit is a pure function of the run and its key.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar, Literal
 from urllib.parse import quote
 
@@ -188,11 +189,12 @@ def works(stage: str, shape: Shape, store: Store) -> list[Work]:
 def fixed_works(stage: str, shape: Shape) -> list[Work]:
     """Units of a stage that needs to know nothing of what earlier stages committed: all but embed and draw, and mine
     over documents."""
+    text = isinstance(shape.science, PsiTextScience)
     match stage:
         case "index":
-            step = INDEX_DOCUMENTS if isinstance(shape.science, PsiTextScience) else INDEX_IMAGES
+            step = INDEX_DOCUMENTS if text else INDEX_IMAGES
             return [Work("index", start=a, stop=b) for a, b in ranges(shape.n_images, step)]
-        case "mine" | "features":
+        case "mine" | "features" if not text:
             return [Work(stage, start=a, stop=b) for a, b in ranges(shape.n_images, MINE_IMAGES)]
         case "window" | "merge" | "calibrate":
             return [Work(stage, layer) for layer in shape.n_neurons]
@@ -220,7 +222,7 @@ def document_works(n_tokens: Sequence[int]) -> list[Work]:
             starts.append(document)
             held = 0
         held += n
-    return [Work("mine", start=a, stop=b) for a, b in zip(starts, [*starts[1:], len(n_tokens)], strict=True)]
+    return [Work("mine", start=a, stop=b) for a, b in pairwise([*starts, len(n_tokens)])]
 
 
 def embed_works(n_patches: Mapping[str, int]) -> list[Work]:

@@ -200,30 +200,35 @@ class Reader(Opened):
             ids[row, : len(seen)] = seen
             there[row, : len(seen)] = True
             counted[row, lead + w.first - w.start : lead + w.last - w.start] = tokens.counts[w.first : w.last]
-        left_out = ~torch.from_numpy(counted).to(self.shard.device)
+        counting = torch.from_numpy(counted).to(self.shard.device)
         found: dict[int, tuple[Tensor, Tensor]] = {}
+        broken = torch.zeros(len(ids), dtype=torch.bool, device=self.shard.device)
 
         def read(block: int, activations: Tensor) -> Tensor | None:
-            response, position = peaks(activations.masked_fill(left_out[:, :, None], -torch.inf))
+            wanted = neurons[block].to(activations.device)
+            read_out = activations if len(wanted) == activations.shape[2] else activations[:, :, wanted]
+            response, position = peaks(read_out.masked_fill(~counting[:, :, None], -torch.inf))
             found[block] = response.cpu(), position.cpu()
             finite = torch.isfinite(activations)
-            return None if finite.all() else activations.where(finite, 0)
+            if finite.all():
+                return None
+            broken.logical_or_((counting & ~finite.any(2)).any(1))  # no neuron of the layer is finite at a token
+            return activations.where(finite, 0)
 
         why = "hidden states are not finite"
         with torch.inference_mode():
             try:
                 self.shard(torch.from_numpy(ids), torch.from_numpy(there), read, list(neurons), max(neurons))
             except ModelError as e:
-                # Hidden states that are not finite. Whose they are, the responses say.
+                # Hidden states that are not finite. Whose they are, the activations say.
                 why = str(e)
         for row, (reading, _, w) in enumerate(batch):
             reading.n_left -= 1
+            if broken[row]:
+                reading.why = why
             for block, (response, position) in found.items():
-                if not torch.isfinite(response[row]).any():
-                    reading.why = why
-                    continue
-                r, p = response[row][neurons[block]], position[row][neurons[block]] + (w.start - lead)
-                reading.best[block] = _later(reading.best.get(block), Response(r, p))
+                here = Response(response[row], position[row] + (w.start - lead))
+                reading.best[block] = _later(reading.best.get(block), here)
 
 
 def _done(reading: _Reading, blocks: Iterable[int]) -> tuple[int, list[Response] | str]:
