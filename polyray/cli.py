@@ -24,6 +24,7 @@ from polyray import files, printed
 from polyray.bars import Bars, duration
 from polyray.config import AnyConfig, Config, load_config
 from polyray.errors import ConfigError, DataError, ModelError, PolyrayError, StageError, StoreError
+from polyray.psi_text_config import PsiTextConfig
 from polyray.text_config import TextConfig
 
 app = typer.Typer(
@@ -112,8 +113,7 @@ def run(
 
 def _run(config: AnyConfig, out: str, as_json: bool) -> int:
     # Imported here: the commands that only read a dataset start without Ray and torch.
-    from polyray.cluster import service, text_resolve
-    from polyray.cluster.resolve import resolve
+    from polyray.cluster import psi_text_resolve, resolve, service, text_resolve
     from polyray.dataset import open as open_dataset
 
     console = _console(as_json)
@@ -121,7 +121,12 @@ def _run(config: AnyConfig, out: str, as_json: bool) -> int:
     folder = str(files.local_folder(out))
     resolved: Any
     with _aside(as_json):
-        resolved = text_resolve.resolve(config, folder) if isinstance(config, TextConfig) else resolve(config, folder)
+        if isinstance(config, TextConfig):
+            resolved = text_resolve.resolve(config, folder)
+        elif isinstance(config, PsiTextConfig):
+            resolved = psi_text_resolve.resolve(config, folder)
+        else:
+            resolved = resolve.resolve(config, folder)
     sweep = resolved.sweep
     console.print(
         f"[bold]polyray[/] {sweep.n_neurons:,} neurons in {sweep.n_layers} layers, {sweep.n_items}, into {escape(out)}"
@@ -137,7 +142,7 @@ def _run(config: AnyConfig, out: str, as_json: bool) -> int:
         except StageError as e:
             _leave(e, INCOMPLETE, as_json)
     dataset = open_dataset(out)
-    told = _told_of_text(dataset) if isinstance(config, TextConfig) else _told_of_images(dataset, config)
+    told = _told_of_text(dataset) if isinstance(config, TextConfig) else _told_of_psi(dataset, config)
     seconds = time.monotonic() - started_s
     if as_json:
         figures = {"run_id": outcome.run_id, "out": out, "seconds": seconds, "stage_seconds": outcome.seconds}
@@ -167,7 +172,7 @@ class _Told(NamedTuple):
     pictures: list[Path]
 
 
-def _told_of_images(dataset: Any, config: Config) -> _Told:
+def _told_of_psi(dataset: Any, config: Config) -> _Told:
     from polyray.report import figure, planted, summary, swaps
 
     records = summary.layer_table(dataset)
@@ -201,12 +206,11 @@ def plan(config: ConfigPath, overrides: Set = None, address: Address = None, as_
 def _plan(config: AnyConfig, as_json: bool) -> int:
     if isinstance(config, TextConfig):
         return _plan_text(config, as_json)
-    from polyray.cluster import service
-    from polyray.cluster.estimate import estimate
+    from polyray.cluster import estimate, psi_text_estimate, service
     from polyray.cluster.resolve import floor_note
 
     with _aside(as_json):
-        e = estimate(config)
+        e = psi_text_estimate.estimate(config) if isinstance(config, PsiTextConfig) else estimate.estimate(config)
     e.notes += floor_note(config, e.n_neurons, e.n_images or config.science.embed.n_pool)
     if config.execution.address is None:
         nodes = [service.this_machine()]

@@ -9,7 +9,7 @@ environment is never read here.
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError, model_validator
@@ -155,8 +155,12 @@ class CalibrateConfig(Section):
 class Science(Section):
     """Everything that decides a number."""
 
+    items: ClassVar[str] = "images"
+    """What examples are, as people say it."""
+
     method: Literal["psi"] = "psi"
-    """`psi`: the null-calibrated Polysemanticity Index (arXiv 2508.16950); for language models see text_config.py."""
+    """`psi`: the null-calibrated Polysemanticity Index (arXiv 2508.16950); for language models see text_config.py and
+    psi_text_config.py."""
     subject: SubjectConfig
     probe: ProbeConfig
     encoder: EncoderConfig
@@ -253,11 +257,16 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> AnyConf
 
 
 def parse_any(raw: dict[str, Any]) -> AnyConfig:
-    """Validates a config of either method; raises `ConfigError` as `load_config` does."""
+    """Validates a config of any method; raises `ConfigError` as `load_config` does."""
+    # Imported here, since it derives from what stands here.
+    from polyray.psi_text_config import PsiTextConfig
+
+    roots: dict[str, type[AnyConfig]] = {"psi": Config, "psi_text": PsiTextConfig, "categorical": TextConfig}
     science = raw.get("science")
-    if isinstance(science, dict) and science.get("method") == "categorical":
-        return _validated(TextConfig, raw)
-    return _validated(Config, raw)
+    method = str(science.get("method", "psi")) if isinstance(science, dict) else "psi"
+    if method not in roots:
+        raise ConfigError(f"config refused:\n  science.method: {method!r} is not known.{nearest(method, roots)}")
+    return _validated(roots[method], raw)
 
 
 def parse_config(raw: dict[str, Any]) -> Config:
@@ -340,9 +349,9 @@ _LOCATORS: dict[str, Any] = {
     "model": {"path", "neurons"},
     "corpus": {"path"},
     "core": {"published"},
-    "subject": {"weights", "neurons"},
+    "subject": {"path", "weights", "neurons"},
     "probe": {"path", "download"},
-    "encoder": {"pretrained"},
+    "encoder": {"path", "pretrained"},
     "vocabulary": True,
 }
 

@@ -105,9 +105,10 @@ def print_text_plan(console: Console, e: Any) -> None:
 def print_plan(console: Console, e: Any) -> None:
     """What a sweep would be and cost."""
     heads = ("layer", "neurons", "grid", "layout", "ends in", "ranked by", "receptive field")
-    table = Table(*heads, title=f"{e.n_neurons:,} neurons, {e.n_images:,} images", title_justify="left")
+    table = Table(*heads, title=f"{e.n_neurons:,} neurons, {e.n_images:,} {e.items}", title_justify="left")
     for x in e.layers:
-        receptive = "whole image" if x["receptive_px"] is None else f"{x['receptive_px']} px"
+        whole = "a window" if e.items == "documents" else "whole image"
+        receptive = whole if x["receptive_px"] is None else f"{x['receptive_px']} px"
         neurons = f"{x['neurons']}" if x["neurons"] == x["width"] else f"{x['neurons']} of {x['width']}"
         table.add_row(
             escape(x["layer"]), neurons, x["grid"], x["layout"], x["activation"] or "–", x["ranked_by"], receptive

@@ -13,7 +13,7 @@ from polyray.studies import SWAP_SHOWN as SWAP_SHOWN
 from polyray.table import Table, f32, f64, half_vector, i32, i64, text
 from polyray.text_tables import TEXT_TABLES
 
-VERSION = 3
+VERSION = 4
 
 PRESETS = ("paper", "selective", "specific")
 COMPONENTS = ("S", "Q", "D")
@@ -26,7 +26,7 @@ SHARED_LAYER = "_shared"
 
 
 _BOX = tuple(
-    (c, pa.int16(), f"{d} of the box in pixels of the subject's input; right and bottom are exclusive")
+    (c, i32, f"{d} of the box in pixels of the subject's input, or tokens of the document; right and bottom exclusive")
     for c, d in (("x0", "left"), ("y0", "top"), ("x1", "right"), ("y1", "bottom"))
 )
 
@@ -75,16 +75,21 @@ TABLES: dict[str, Table] = {
     for t in (
         Table(
             "images",
-            "One row per image of the probe set.",
+            "One row per image of the probe set, or document of the corpus: what all tables call an image.",
             (
                 ("example", i32, "index of the image in the probe set"),
                 ("name", text, "file name or row of the image in its probe set"),
                 ("label", text, "class label"),
                 *_STATUS,
-                ("width_px", i32, "width as decoded; null where unreadable"),
-                ("height_px", i32, "height as decoded; null where unreadable"),
-                ("pixel_hash", text, "BLAKE2 of the decoded RGB pixels; null where unreadable"),
-                ("mean_red", f64, "mean of the decoded pixels' red, 0 to 255; null where unreadable"),
+                ("width_px", i32, "width as decoded, or tokens of the document; null where unreadable"),
+                ("height_px", i32, "height as decoded, 1 of a document; null where unreadable"),
+                (
+                    "pixel_hash",
+                    text,
+                    "BLAKE2 of the decoded RGB pixels, or of the document's text without regard to case and spacing; "
+                    "null where unreadable",
+                ),
+                ("mean_red", f64, "mean of the decoded pixels' red, 0 to 255; null where unreadable and of a document"),
                 ("mean_green", f64, "of their green"),
                 ("mean_blue", f64, "of their blue"),
             ),
@@ -101,12 +106,12 @@ TABLES: dict[str, Table] = {
                 ("width", i32, "neurons that the layer has"),
                 ("layout", text, "nchw, nhwc, tokens or vector"),
                 ("grid_h", i32, "positions from top to bottom"),
-                ("grid_w", i32, "positions from left to right"),
+                ("grid_w", i32, "positions from left to right; null where they are the tokens of a document"),
                 ("activation", text, "function the read-out ends in; null where it is linear"),
                 ("ranked_by", text, "response, or pre_activation where the activation saturates"),
-                ("window", text, "effective or theoretical"),
-                ("side_px", i32, "side of the embedded box in pixels of the subject's input"),
-                ("swap_side_px", i32, "side of the swapped box in pixels of the subject's input"),
+                ("window", text, "effective or theoretical; of documents: before or around the peak"),
+                ("side_px", i32, "side of the embedded box in pixels of the subject's input, or tokens of a snippet"),
+                ("swap_side_px", i32, "side of the swapped box in pixels of the subject's input; null of documents"),
                 ("receptive_px", i32, "side of the theoretical receptive field; null where it is the whole image"),
                 ("center_x_px", f64, "centre of the box of position (0, 0), horizontally"),
                 ("center_y_px", f64, "centre of the box of position (0, 0), vertically"),
@@ -252,6 +257,11 @@ TABLES: dict[str, Table] = {
                 ("label_frac", f64, "share of the cluster with that label"),
                 ("prototypes", pa.list_(i64), "patches nearest to the cluster's centre, nearest first"),
                 ("thumbnails", pa.list_(pa.binary()), "64 px JPEGs of the prototypes; null where switched off"),
+                (
+                    "snippets",
+                    pa.list_(text),
+                    "texts of the prototypes, the peak between « and »; null of images and where switched off",
+                ),
             ),
             ("neuron", "cluster"),
         ),

@@ -20,8 +20,8 @@ from typer.testing import CliRunner
 from polyray.cli import app
 from polyray.cluster import service
 from polyray.cluster.plan import PLANTING, STAGES, works
+from polyray.cluster.psi_text_work import workers_of
 from polyray.cluster.resolve import Resolved, resolve
-from polyray.cluster.scoring import WORKERS
 from polyray.cluster.work import Worker
 from polyray.config import Execution, load_config
 from polyray.overlay import opened
@@ -102,7 +102,7 @@ def by_hand(resolved: Resolved, out: Path) -> None:
     workers: dict[str, Worker] = {}
     for stage, kind in moved.steps.items():
         if kind not in workers:
-            workers[kind] = WORKERS[kind](moved)
+            workers[kind] = workers_of(moved)[kind](moved)
         for work in reversed(works(stage, moved.shape, store)):
             (result,) = workers[kind].run([work])
             assert isinstance(result, Receipt), result

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import ray
 
 from polyray.cluster.plan import Sweep, Work
-from polyray.cluster.scoring import WORKERS
+from polyray.cluster.psi_text_work import workers_of
 from polyray.cluster.text_plan import TextSweep
 from polyray.cluster.text_score import TextScorer
 from polyray.cluster.units import Failed, UnitWorker
@@ -25,7 +25,7 @@ AnySweep = Sweep | TextSweep
 def _worker(kind: str, sweep: AnySweep) -> UnitWorker:
     if isinstance(sweep, TextSweep):
         return TextScorer(sweep)
-    return WORKERS[kind](sweep)
+    return workers_of(sweep)[kind](sweep)
 
 
 class WorkerActor:

@@ -36,8 +36,11 @@ class Estimate:
     """name, neurons, width, grid, layout, ranked_by of each layer."""
     n_neurons: int = 0
     n_images: int = 0
+    items: str = "images"
+    """What they are."""
     units: dict[str, int] = field(default_factory=dict)
-    """Units by stage; those of embed at most, those of draw where every neuron has K examples."""
+    """Units by stage; those of embed at most, those of draw where every neuron has K examples, those of mine over
+    documents where all are as long as the first ones are on average."""
     device_hours: dict[str, float] = field(default_factory=dict)
     """Hours by stage on one actor of this machine's device."""
     memory_gb: dict[str, float] = field(default_factory=dict)
@@ -229,25 +232,25 @@ def _time(
     views = rng.integers(0, 256, (batch, px, px, 3), dtype=np.uint8)
     names = [layer["layer"] for layer in e.layers]
     e.device_hours["mine"] = (
-        _seconds(lambda: subject.responses(torch.from_numpy(views), names)) / batch * e.n_images / 3600
+        seconds_of(lambda: subject.responses(torch.from_numpy(views), names)) / batch * e.n_images / 3600
     )
     if encoder is not None:
         side, n = encoder.input_px, encoder.micro_batch
         patches = torch.from_numpy(rng.integers(0, 256, (n, side, side, 3), dtype=np.uint8))
-        per_patch = _seconds(lambda: encoder.encode(patches)) / n
+        per_patch = seconds_of(lambda: encoder.encode(patches)) / n
         e.device_hours["embed"] = per_patch * sum(n_patches.values()) / 3600
     # At most: the forward of a swap ends at its own layer.
     n_shown = sum(len(w.items) * len(SWAP_SHOWN[str(w.kind)]) for w in plan.swap_works(shape)) * _n_hosts(science)
     if n_shown:
         e.device_hours["swap"] = e.device_hours["mine"] / max(e.n_images, 1) * n_shown
-    per_set = _seconds_per_set(config)
+    per_set = seconds_per_set(config)
     n_real = sum(shape.n_neurons.values())
     e.device_hours["cluster"] = per_set * n_real / 3600
     n_draws = science.calibrate.B * ((2 + science.calibrate.permute_dims) * len(shape.n_neurons) + 1)
     e.device_hours["draw"] = per_set * (n_draws + len(NULL_KINDS) * n_real) / 3600
 
 
-def _seconds_per_set(config: Config) -> float:
+def seconds_per_set(config: Config) -> float:
     """Time of scoring one set of K examples, measured on random vectors with 200 labels."""
     science = config.science
     n, t = science.mine.K, 384
@@ -262,10 +265,10 @@ def _seconds_per_set(config: Config) -> float:
     data = space.Space(none, half, None, none.astype(bool), flat, flat, none, none, [], words)
     gram = (vectors @ vectors.transpose(1, 2)).double()
     run = lambda: cluster.score(gram, text, labels, items, 0, random.KMEANS_REAL, science, data)  # noqa: E731
-    return _seconds(run) / len(items)
+    return seconds_of(run) / len(items)
 
 
-def _seconds(call: Any) -> float:
+def seconds_of(call: Any) -> float:
     """Seconds of the second of two calls, so that what is made on first use is not counted."""
     call()
     started = time.perf_counter()

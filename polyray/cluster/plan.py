@@ -7,6 +7,7 @@ run. A unit is a pure function of the run and its key.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar, Literal
 from urllib.parse import quote
 
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polyray.config import Config, Science
+from polyray.psi_text_config import PsiTextScience
 from polyray.schema import NULL_KINDS, SHARED_LAYER, SWAP_SHOWN
 from polyray.store import Store
 
@@ -51,6 +53,9 @@ SWAPPING = ("swap", "effects")
 # Sizes of units. Each takes a few seconds on one core of 2026, well below the 30 s in which a spot node drains.
 INDEX_IMAGES = 2048
 MINE_IMAGES = 256
+INDEX_DOCUMENTS = 256
+MINE_TOKENS = 2**14
+"""Tokens of a unit of mine over documents, at most; a document that has more is a unit of its own."""
 EMBED_PATCHES = 2048
 CLUSTER_NEURONS = 64
 DRAWS = 256
@@ -140,7 +145,7 @@ class Sweep:
     @property
     def n_items(self) -> str:
         """What is shown to the subject, as people say it."""
-        return f"{self.n_images:,} images"
+        return f"{self.n_images:,} {self.science.items}"
 
     @property
     def n_neurons(self) -> int:
@@ -173,17 +178,23 @@ def works(stage: str, shape: Shape, store: Store) -> list[Work]:
     """
     if stage == "embed":
         return embed_works({x: len(store.read("patches", x, columns=["patch_id"])) for x in shape.n_neurons})
+    if stage == "mine" and isinstance(shape.science, PsiTextScience):
+        rows = store.read("images", columns=["example", "width_px"]).sort_by("example")
+        return document_works([n or 0 for n in rows["width_px"].to_pylist()])
     if stage == "draw":
         return draw_works(shape, {layer: scored_sizes(store, layer) for layer in shape.n_neurons})
     return fixed_works(stage, shape)
 
 
 def fixed_works(stage: str, shape: Shape) -> list[Work]:
-    """Units of a stage that needs to know nothing of what earlier stages committed: all but embed and draw."""
+    """Units of a stage that needs to know nothing of what earlier stages committed: all but embed and draw, and mine
+    over documents."""
+    text = isinstance(shape.science, PsiTextScience)
     match stage:
         case "index":
-            return [Work("index", start=a, stop=b) for a, b in ranges(shape.n_images, INDEX_IMAGES)]
-        case "mine" | "features":
+            step = INDEX_DOCUMENTS if text else INDEX_IMAGES
+            return [Work("index", start=a, stop=b) for a, b in ranges(shape.n_images, step)]
+        case "mine" | "features" if not text:
             return [Work(stage, start=a, stop=b) for a, b in ranges(shape.n_images, MINE_IMAGES)]
         case "window" | "merge" | "calibrate":
             return [Work(stage, layer) for layer in shape.n_neurons]
@@ -200,6 +211,18 @@ def fixed_works(stage: str, shape: Shape) -> list[Work]:
                 for a, b in ranges(n, CLUSTER_NEURONS)
             ]
     raise ValueError(f"no stage {stage!r} with fixed units")
+
+
+def document_works(n_tokens: Sequence[int]) -> list[Work]:
+    """Units of mine over documents, given how many tokens each has: ranges of at most `MINE_TOKENS`, or of one."""
+    starts: list[int] = []
+    held = 0
+    for document, n in enumerate(n_tokens):
+        if not starts or held + n > MINE_TOKENS or document - starts[-1] == MINE_IMAGES:
+            starts.append(document)
+            held = 0
+        held += n
+    return [Work("mine", start=a, stop=b) for a, b in pairwise([*starts, len(n_tokens)])]
 
 
 def embed_works(n_patches: Mapping[str, int]) -> list[Work]:

@@ -7,8 +7,8 @@ from typing import Any
 
 from polyray.cluster.plan import Shape, Work, stages, works
 from polyray.cluster.text_plan import TextShape, text_stages, text_works
-from polyray.config import Config
-from polyray.errors import StoreError
+from polyray.config import parse_any
+from polyray.errors import ConfigError, StoreError
 from polyray.overlay import Overlay, opened
 from polyray.store import Store
 from polyray.text_config import TextConfig
@@ -18,12 +18,12 @@ def _shape(store: Store) -> Shape | TextShape:
     run = store.run
     try:
         provenance = run["provenance"]
-        if run["config"]["science"].get("method") == "categorical":
-            science = TextConfig.model_validate(run["config"]).science
-            return TextShape(science, provenance["n_documents"], provenance["layers"], tuple(provenance["swept"]))
-        config = Config.model_validate(run["config"])
+        config = parse_any(run["config"])
+        if isinstance(config, TextConfig):
+            swept = tuple(provenance["swept"])
+            return TextShape(config.science, provenance["n_documents"], provenance["layers"], swept)
         return Shape(config.science, provenance["n_images"], provenance["layers"])
-    except (KeyError, ValueError) as e:
+    except (KeyError, ValueError, ConfigError) as e:
         raise StoreError(
             f"run.json of {str(store.out)!r} does not describe a sweep that this version knows: {e}"
         ) from e

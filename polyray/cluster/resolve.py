@@ -157,8 +157,9 @@ def pool_notes(config: Config, labels: Sequence[str]) -> list[str]:
     of_class = statistics.median(Counter(labels).values()) * n_pool / len(labels)
     notes = []
     if of_class < K:
+        items = config.science.items
         notes.append(
-            f"the pool has about {of_class:.0f} images of a class, fewer than K = {K}: the K nearest of a patch then "
+            f"the pool has about {of_class:.0f} {items} of a class, fewer than K = {K}: the K nearest of a patch then "
             "span several classes, and `specific` is conservative; lower mine.K or raise embed.n_pool"
         )
     elif n_pool < 10 * K:

@@ -110,7 +110,7 @@ class ScoringWorker(Worker):
             if not len(wanted):
                 # Random directions need the vectors' dimension all the same.
                 first = self.store.read("mined", name).filter(pa.compute.field("status") == "ok").slice(0, 1)
-                wanted = _patches(_kept(first, row, self.science.subject.input_px))
+                wanted = _patches(_kept(first, row, self.frame))
             vectors, vocabulary = self._embeddings(name, wanted), self.store.read("vocabulary")
             data = space.space(vectors, wanted, pool, vocabulary, self.images, self.science.encoder.standardise)
             self._layer = _Layer(name, row, data)
@@ -133,7 +133,7 @@ class ScoringWorker(Worker):
             neurons = self.sweep.neurons[layer.name][start : start + n_units * CLUSTER_NEURONS]
             mined = self.store.read("mined", layer.name)
             mined = mined.filter(pa.array(np.isin(columns.numbers(mined, "neuron"), neurons)))
-            kept = _kept(mined, layer.row, self.science.subject.input_px)
+            kept = _kept(mined, layer.row, self.frame)
             wanted = _patches(kept)
             data = space.with_vectors(layer.data, self._embeddings(layer.name, wanted), wanted)
             self._block = _Block(layer.name, start, {k.neuron: k for k in kept}, data)
@@ -150,7 +150,7 @@ class ScoringWorker(Worker):
                 unit = Work("embed", home, start=int(start), stop=stop)
                 yield self.store.read("embeddings", home, units=[unit.key])
 
-    def _examples(self, kept: "_Kept", data: space.Space) -> cluster.Examples:
+    def _examples(self, kept: "Kept", data: space.Space) -> cluster.Examples:
         """What of a neuron's kept examples can be clustered: at most K, only those with a vector."""
         m = self.science.mine
         rows = data.rows(kept.patch)
@@ -174,16 +174,19 @@ class ScoringWorker(Worker):
         except (RuntimeError, ValueError, IndexError) as error:
             _refuse_shortage(error)
             result = self._one_by_one(usable, block, failed)
-        clusters = result.clusters
-        if self.science.extract.thumbnails and len(clusters):
-            clusters, unread = thumbnails.with_thumbnails(clusters, self.probe, self.science)
-            failed += unread
+        clusters, unread = self.pictured(result.clusters, kept)
+        failed += unread
         examples = [
-            _example_rows(k, result.cluster_of.get(n), layer.row, self.images, self.science.subject.input_px)
-            for n, k in kept.items()
+            _example_rows(k, result.cluster_of.get(n), layer.row, self.images, self.frame) for n, k in kept.items()
         ]
         tables = {"scores": result.scores, "clusters": clusters, "examples": columns.concat("examples", examples)}
         return self.write(work, tables, failed)
+
+    def pictured(self, clusters: pa.Table, kept: "Mapping[int, Kept]") -> tuple[pa.Table, list[mine.Failure]]:
+        """Rows of `clusters` with pictures of their prototypes, where they are asked for."""
+        if not self.science.extract.thumbnails or not len(clusters):
+            return clusters, []
+        return thumbnails.with_thumbnails(clusters, self.probe, self.science)
 
     def _one_by_one(
         self, usable: Sequence[cluster.Examples], block: "_Block", failed: list[mine.Failure]
@@ -248,7 +251,7 @@ class ScoringWorker(Worker):
 
 
 @dataclass(frozen=True)
-class _Kept:
+class Kept:
     """The examples that a mined neuron keeps, best first."""
 
     neuron: int
@@ -272,13 +275,13 @@ class _Block:
     layer: str
     start: int
     """Place of its first neuron among the layer's neurons that are swept."""
-    kept: Mapping[int, _Kept]
+    kept: Mapping[int, Kept]
     """By neuron; neurons that could not be mined are missing."""
     data: space.Space
     """The vectors of their patches."""
 
 
-def _kept(mined: pa.Table, row: Mapping[str, Any], input_px: int) -> list[_Kept]:
+def _kept(mined: pa.Table, row: Mapping[str, Any], frame: extract.Frame) -> list[Kept]:
     """Kept examples of the neurons that could be mined."""
     mined = mined.filter(pa.compute.equal(mined["status"], "ok"))
     if not len(mined):
@@ -287,13 +290,13 @@ def _kept(mined: pa.Table, row: Mapping[str, Any], input_px: int) -> list[_Kept]
         mined[c].combine_chunks().flatten().to_numpy().astype(np.int64) for c in ("example", "position")
     )
     response = mined["response"].combine_chunks().flatten().to_numpy()
-    patch = extract.layer_patches(row, example, position, input_px)
+    patch = frame.patches(row, example, position)
     cuts = np.cumsum(pa.compute.list_value_length(mined["example"]).to_numpy())[:-1]
     split = (np.split(x, cuts) for x in (example, position, response, patch))
-    return [_Kept(n, *of) for n, *of in zip(mined["neuron"].to_pylist(), *split, strict=True)]
+    return [Kept(n, *of) for n, *of in zip(mined["neuron"].to_pylist(), *split, strict=True)]
 
 
-def _patches(kept: Sequence[_Kept]) -> NDArray[np.int64]:
+def _patches(kept: Sequence[Kept]) -> NDArray[np.int64]:
     """Patches of these neurons, ascending and distinct."""
     return np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *(k.patch for k in kept)]))
 
@@ -305,10 +308,10 @@ def _refuse_shortage(error: Exception) -> None:
 
 
 def _example_rows(
-    kept: _Kept, assigned: NDArray[np.int64] | None, layer: Mapping[str, Any], images: mine.Images, input_px: int
+    kept: Kept, assigned: NDArray[np.int64] | None, layer: Mapping[str, Any], images: mine.Images, frame: extract.Frame
 ) -> pa.Table:
     n = len(kept.example)
-    box = extract.layer_boxes(layer, kept.position, input_px)
+    box = frame.boxes(layer, kept.example, kept.position)
     of = np.full(n, -1, dtype=np.int64)
     if assigned is not None:
         of[: len(assigned)] = assigned

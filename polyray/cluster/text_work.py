@@ -20,6 +20,7 @@ from polyray.cluster.plan import Work
 from polyray.cluster.text_plan import TextSweep, text_works
 from polyray.cluster.text_rows import REFUSED, context_length, context_rows, kept_of, model_of, sums_of
 from polyray.cluster.units import UnitWorker
+from polyray.errors import ModelError
 from polyray.kernels.random import layer_word
 from polyray.models.blocks import layer_index, layer_name
 from polyray.probes.text import open_corpus

@@ -158,6 +158,11 @@ def _finished(out: str) -> Store:
 
 def _config(base: Store, overrides: Sequence[str], address: str | None, default_address: str | None) -> Config:
     raw: dict[str, Any] = copy.deepcopy(base.run["config"])
+    if (method := raw["science"].get("method", "psi")) != "psi":
+        raise ConfigError(
+            f"{str(base.out)!r} is a sweep with science.method {method!r}; only one over images (psi) can be varied. "
+            "Run it again with --set into another OUT."
+        )
     for item in overrides:
         if not item.strip().startswith("execution."):
             raise ConfigError(f"--set takes keys of execution here, got {item!r}. What is varied goes into --vary.")

@@ -52,6 +52,11 @@ class Worker(UnitWorker):
             )
 
     @cached_property
+    def frame(self) -> extract.Frame:
+        """What of an image stands for a peak."""
+        return extract.ImageFrame(self.science.subject.input_px)
+
+    @cached_property
     def probe(self) -> mine.ProbeSet:
         """The probe set, opened when first needed."""
         return open_probe(self.science.probe)
@@ -68,6 +73,22 @@ class Worker(UnitWorker):
             return self.all_images
         # A variant's seed is of its scores: the halves stay those of the sweep that mined them.
         return plant.mined_half(self.all_images, int(base_of(self.store).run["config"]["science"]["seed"]))
+
+    def merge(self, work: Work) -> list[PartInfo]:
+        """Top examples of a layer over the whole probe set."""
+        units = [w.key for w in works("mine", self.sweep.shape, self.store)]
+        ranges = (self.store.read("mine_parts", work.layer, units=[u]) for u in units)
+        merged, histograms = mine.merge(ranges, self.science, self.infos[work.of_layer])
+        return self.write(work, {"mined": merged, "histograms": histograms})
+
+    def extract(self, work: Work) -> list[PartInfo]:
+        """Patches that any layer needs."""
+        layers = layer_rows(self.store)
+        names = list(self.infos)
+        mined_rows = {name: self.store.read("mined", name) for name in names}
+        peaks = {name: self.store.read("pool_peaks", name) for name in names}
+        patches, pools = extract.extract(layers, mined_rows, peaks, self.images, self.frame)
+        return self.write(work, {"patches": patches, "pool": pools})
 
 
 class SubjectWorker(Worker):
@@ -108,22 +129,14 @@ class SubjectWorker(Worker):
                 tables = {"mine_parts": mined.parts, "pool_peaks": mined.pool_peaks, "swap_peaks": mined.swap_peaks}
                 return self.write(work, dict(tables), mined.failed)
             case "merge":
-                units = [w.key for w in works("mine", self.sweep.shape, self.store)]
-                ranges = (self.store.read("mine_parts", work.layer, units=[u]) for u in units)
-                merged, histograms = mine.merge(ranges, self.science, self.infos[work.of_layer])
-                return self.write(work, {"mined": merged, "histograms": histograms})
+                return self.merge(work)
             case "swap":
                 self._install()
                 return self._swap(work)
             case "effects":
                 return self._effects(work)
             case "extract":
-                layers = layer_rows(self.store)
-                names = list(self.infos)
-                mined_rows = {name: self.store.read("mined", name) for name in names}
-                peaks = {name: self.store.read("pool_peaks", name) for name in names}
-                patches, pools = extract.extract(layers, mined_rows, peaks, self.images, self.science.subject.input_px)
-                return self.write(work, {"patches": patches, "pool": pools})
+                return self.extract(work)
         raise ValueError(f"a subject actor cannot do {work.key!r}")
 
     def _plant(self, work: Work) -> list[PartInfo]:

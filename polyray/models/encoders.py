@@ -25,21 +25,13 @@ Vectors = tuple[Float16[Tensor, "n g"], Float16[Tensor, "n t"] | None]
 _PROMPTS_AT_ONCE = 64
 
 
-class Encoder(ABC):
-    """Maps patches, and prompts, into a space. Stateless between calls; a forward always has the same shape."""
+class PromptEncoder(ABC):
+    """Maps prompts into a space. Stateless between calls."""
 
     name: str
     """What a report calls it."""
-    input_px: int
-    """Side of the patches that it takes, in pixels."""
-    geometry_dim: int
-    """Length of the vectors for S and the clusters."""
     text_dim: int
     """Length of the text-aligned vectors and of encoded prompts."""
-    same_space: bool
-    """Whether the geometry vector is the text-aligned one."""
-    standardise: bool
-    """Whether geometry must be standardised by the layer's pool mean and deviation before it is L2-normalised."""
     micro_batch: int
     """Patches per forward."""
     trained: bool
@@ -49,33 +41,6 @@ class Encoder(ABC):
     notes: list[str]
     """What a reader of the results has to know about the encoder."""
     device: torch.device
-
-    def encode(self, patches: Tensor) -> Vectors:
-        """Vectors of at most one micro-batch of patches.
-
-        Args:
-            patches: 1 to `micro_batch` of them as RGB, uint8 [n, input_px, input_px, 3]. Fewer are padded with the
-                last one, so that a patch gives the same bits in whatever batch it comes (batch size changes them).
-
-        Returns:
-            Geometry [n, geometry_dim] and text-aligned [n, text_dim] vectors, float16 on the CPU, raw (not
-            normalised); the second is None where `same_space`. What is NaN or infinite stays so.
-
-        Raises:
-            ModelError: the patches are not of this shape and type.
-        """
-        n = len(patches)
-        if patches.dtype != torch.uint8 or patches.shape[1:] != (self.input_px, self.input_px, 3):
-            raise ModelError(
-                f"{self.name} takes uint8 patches of shape [n, {self.input_px}, {self.input_px}, 3], got "
-                f"{patches.dtype} of shape {list(patches.shape)}. Cut them with encoders.crop."
-            )
-        if not 1 <= n <= self.micro_batch:
-            raise ModelError(f"{self.name} takes 1 to {self.micro_batch} patches at a time, got {n}.")
-        batch = torch.cat([patches, patches[-1:].expand(self.micro_batch - n, -1, -1, -1)])
-        with torch.no_grad():
-            geometry, text = self._encode(batch.to(self.device))
-        return geometry[:n].half().cpu(), None if text is None else text[:n].half().cpu()
 
     def encode_prompts(self, prompts: Sequence[str]) -> Float32[Tensor, "V t"]:
         """Unit vectors of prompts, in their order; equal prompts get equal vectors.
@@ -110,12 +75,52 @@ class Encoder(ABC):
         return F.normalize(vectors, dim=1)[torch.tensor([row[prompt] for prompt in prompts])]
 
     @abstractmethod
-    def _encode(self, batch: UInt8[Tensor, "b side side 3"]) -> tuple[Tensor, Tensor | None]:
-        """Geometry and text-aligned vectors of one whole micro-batch on the device."""
-
-    @abstractmethod
     def _encode_text(self, prompts: list[str]) -> Tensor:
         """Text vectors of a few prompts on the device; of any norm."""
+
+
+class Encoder(PromptEncoder):
+    """Maps patches as well. A forward always has the same shape."""
+
+    input_px: int
+    """Side of the patches that it takes, in pixels."""
+    geometry_dim: int
+    """Length of the vectors for S and the clusters."""
+    same_space: bool
+    """Whether the geometry vector is the text-aligned one."""
+    standardise: bool
+    """Whether geometry must be standardised by the layer's pool mean and deviation before it is L2-normalised."""
+
+    def encode(self, patches: Tensor) -> Vectors:
+        """Vectors of at most one micro-batch of patches.
+
+        Args:
+            patches: 1 to `micro_batch` of them as RGB, uint8 [n, input_px, input_px, 3]. Fewer are padded with the
+                last one, so that a patch gives the same bits in whatever batch it comes (batch size changes them).
+
+        Returns:
+            Geometry [n, geometry_dim] and text-aligned [n, text_dim] vectors, float16 on the CPU, raw (not
+            normalised); the second is None where `same_space`. What is NaN or infinite stays so.
+
+        Raises:
+            ModelError: the patches are not of this shape and type.
+        """
+        n = len(patches)
+        if patches.dtype != torch.uint8 or patches.shape[1:] != (self.input_px, self.input_px, 3):
+            raise ModelError(
+                f"{self.name} takes uint8 patches of shape [n, {self.input_px}, {self.input_px}, 3], got "
+                f"{patches.dtype} of shape {list(patches.shape)}. Cut them with encoders.crop."
+            )
+        if not 1 <= n <= self.micro_batch:
+            raise ModelError(f"{self.name} takes 1 to {self.micro_batch} patches at a time, got {n}.")
+        batch = torch.cat([patches, patches[-1:].expand(self.micro_batch - n, -1, -1, -1)])
+        with torch.no_grad():
+            geometry, text = self._encode(batch.to(self.device))
+        return geometry[:n].half().cpu(), None if text is None else text[:n].half().cpu()
+
+    @abstractmethod
+    def _encode(self, batch: UInt8[Tensor, "b side side 3"]) -> tuple[Tensor, Tensor | None]:
+        """Geometry and text-aligned vectors of one whole micro-batch on the device."""
 
 
 def load_encoder(config: EncoderConfig, numerics: NumericsConfig) -> Encoder:

@@ -2,12 +2,12 @@
 
 Place in the flow: an encoder turns the prompts into text vectors once; cluster names by the nearest of them. The
 built-in vocabulary is the 1,000 ImageNet class names and `attributes.txt`: textures, colours, parts, materials,
-scenes, actions.
+scenes, actions; that of language models is `topics.txt`: topics, registers, grammar.
 """
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -34,18 +34,24 @@ def builtin_prompts() -> list[str]:
     return imagenet_class_names() + _parse(text)
 
 
-def load_prompts(vocabulary: str) -> list[str]:
+def topic_prompts() -> list[str]:
+    """The built-in vocabulary of language models: topics, registers and grammatical phenomena; all distinct."""
+    return _parse(files("polyray.models").joinpath("topics.txt").read_text(encoding="utf-8"))
+
+
+def load_prompts(vocabulary: str, builtin: Callable[[], list[str]] = builtin_prompts) -> list[str]:
     """The prompts that `science.vocabulary` asks for.
 
     Args:
         vocabulary: `builtin`, or a text file (UTF-8) with one prompt a line. Spaces around a prompt, blank lines and
             lines that start with `#` are skipped; of equal prompts the first counts, and the order is kept.
+        builtin: what `builtin` stands for.
 
     Raises:
         ConfigError: the file is missing, no text, or holds no prompt.
     """
     if vocabulary == "builtin":
-        return builtin_prompts()
+        return builtin()
     path = Path(vocabulary).expanduser()
     try:
         # A byte order mark is no part of the first prompt.

@@ -1,8 +1,8 @@
 """Which question it answers: *which documents is a language model shown?*
 
-Place in the flow: the probe set of the categorical census. A corpus is JSON lines, a Parquet file, or a folder of
-plain text files; each may be gzipped. A document is an index into the corpus's fixed order. One that cannot be used
-costs itself a reason, never the corpus.
+Place in the flow: the probe set of the categorical census and of PSI over documents. A corpus is JSON lines, a Parquet
+file, or a folder of plain text files; each may be gzipped. A document is an index into the corpus's fixed order. One
+that cannot be used costs itself a reason, never the corpus.
 """
 
 import gzip

@@ -68,6 +68,14 @@ class Tokenizer:
         """Token ids of a text, without special tokens around it."""
         return np.array(self._backend.encode(text, add_special_tokens=False).ids, dtype=np.int32)
 
+    def encode_placed(self, text: str) -> tuple[Ids, NDArray[np.int32]]:
+        """Token ids as `encode`, and where each stands in the text: its first character and the one after it, [n, 2].
+
+        Tokens that are parts of one character share its place.
+        """
+        encoded = self._backend.encode(text, add_special_tokens=False)
+        return np.array(encoded.ids, np.int32), np.array(encoded.offsets, np.int32).reshape(-1, 2)
+
     def digest(self) -> str:
         """64 hexadecimal digits of SHA-256 over what the tokenizer does."""
         return hashlib.sha256(json.dumps(self._state, sort_keys=True).encode()).hexdigest()

@@ -1,8 +1,7 @@
 """The null-calibrated Polysemanticity Index, in order. READ FIRST.
 
-Which question it answers: *which neurons of a vision network respond to several unrelated things, and how sure is
-that?* One module a stage, one word a stage; each is plain calls on arrays and Arrow tables. None of it knows Ray,
-paths or actors.
+Which question it answers: *which neurons of a network respond to several unrelated things, and how sure is that?* One
+module a stage, one word a stage; each is plain calls on arrays and Arrow tables. None of it knows Ray, paths or actors.
 
     index       every image once: readable? which are the same picture?           -> images
     window      per layer: which box of the input does a position see?            -> layers
@@ -29,6 +28,12 @@ with neurons of known truth planted on the network, before window and at the end
 and, of a sweep that has ended:
 
     sensitivity its scores beside those of a variant with one thing changed       -> sensitivity, sensitivity_neurons
+
+Of a language model the examples are documents, and a patch is a snippet of one. The first stages have counterparts for
+them, all others are the same code and the same tables:
+
+    documents   index and mine: every document read once, in windows              -> images, mine_parts, pool_peaks
+    snippets    window, extract, embed: what stands for a peak, and where it lies -> layers, patches, embeddings
 
 Source: arXiv 2508.16950. Where we deviate, the docstring of the function that does so says it. The largest
 deviation: besides the paper's nulls (`paper`) there are two more, `selective` (is the neuron selective at all?) and

@@ -183,8 +183,8 @@ def cluster_neurons(
         data: the layer's vectors.
 
     Returns:
-        Rows of `scores` and `clusters` (thumbnails null: whoever has the images fills them in). A neuron left with
-        fewer than k_min usable examples, or whose vectors are all equal, is excluded with that reason.
+        Rows of `scores` and `clusters` (thumbnails and snippets null: whoever has the images fills them in). A neuron
+        left with fewer than k_min usable examples, or whose vectors are all equal, is excluded with that reason.
     """
     word = random.layer_word(layer)
     rows: list[pa.Table] = []
@@ -254,5 +254,6 @@ def _clusters(e: Examples, labels: Tensor, gram: Tensor, text: Tensor, images: I
             "label_frac": share,
             "prototypes": prototypes,
             "thumbnails": [None] * k,
+            "snippets": [None] * k,
         },
     )

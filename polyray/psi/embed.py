@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from polyray import columns
 from polyray.config import Science
 from polyray.errors import DataError
-from polyray.models.encoders import Encoder, crop
+from polyray.models.encoders import Encoder, PromptEncoder, crop
 from polyray.probes.images import ProbeSet, view
 from polyray.psi.extract import from_patch_ids
 from polyray.psi.mine import Failure
@@ -56,8 +56,18 @@ def embed(
         geometry[batch] = vectors.numpy()
         if text is not None and aligned is not None:
             text[batch] = aligned.numpy()
+    rows, bad = embeddings(ids, geometry, text, readable)
+    return rows, failed + bad
+
+
+def embeddings(
+    ids: NDArray[np.int64], geometry: NDArray[np.float16], text: NDArray[np.float16] | None, readable: NDArray[np.bool_]
+) -> tuple[pa.Table, list[Failure]]:
+    """Rows of `embeddings`, and a failure for each readable patch whose vector is not finite."""
     finite = np.isfinite(geometry).all(1) & (True if text is None else np.isfinite(text).all(1))
-    failed += [(None, "patch", int(i), "the encoder's vector is not finite") for i in ids[readable & ~finite]]
+    failed: list[Failure] = [
+        (None, "patch", int(i), "the encoder's vector is not finite") for i in ids[readable & ~finite]
+    ]
     good = readable & finite
     rows = columns.table(
         "embeddings",
@@ -76,7 +86,7 @@ def _vectors(matrix: NDArray[np.float16], good: NDArray[np.bool_]) -> pa.ListArr
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(matrix[good].ravel()), mask=pa.array(~good))
 
 
-def vocabulary(encoder: Encoder, prompts: list[str]) -> pa.Table:
+def vocabulary(encoder: PromptEncoder, prompts: list[str]) -> pa.Table:
     """Rows of `vocabulary`: every prompt with its unit text embedding."""
     vectors = encoder.encode_prompts(prompts).numpy()
     return columns.table(

@@ -5,7 +5,8 @@ receptive field is mostly empty, a box that holds most of the input-gradient ene
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -144,12 +145,52 @@ def layer_patches(
     return patch_ids(example, layer_boxes(layer, position, input_px), input_px)
 
 
+class Frame(Protocol):
+    """What of an example stands for a peak, and how such patches are numbered."""
+
+    def boxes(
+        self, layer: Mapping[str, Any], example: NDArray[np.int64], position: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """Box of each (example, position) of a layer, given its row of `layers`: x0, y0, x1, y1."""
+
+    def patches(
+        self, layer: Mapping[str, Any], example: NDArray[np.int64], position: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """Number of each patch: equal boxes of an example have the same, whatever the layer."""
+
+    def of_patches(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Example and box of each patch."""
+
+
+@dataclass(frozen=True)
+class ImageFrame:
+    """Boxes of images, in pixels of the subject's input."""
+
+    input_px: int
+
+    def boxes(
+        self, layer: Mapping[str, Any], example: NDArray[np.int64], position: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """`layer_boxes`."""
+        return layer_boxes(layer, position, self.input_px)
+
+    def patches(
+        self, layer: Mapping[str, Any], example: NDArray[np.int64], position: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """`layer_patches`."""
+        return layer_patches(layer, example, position, self.input_px)
+
+    def of_patches(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """`from_patch_ids`."""
+        return from_patch_ids(ids, self.input_px)
+
+
 def extract(
     layers: Sequence[Mapping[str, Any]],
     mined: Mapping[str, pa.Table],
     pool_peaks: Mapping[str, pa.Table],
     images: Images,
-    input_px: int,
+    frame: Frame,
 ) -> tuple[dict[str, pa.Table], dict[str, pa.Table]]:
     """Every (image, box) that any neuron or pool needs, once.
 
@@ -158,7 +199,7 @@ def extract(
         mined: rows of `mined` by layer.
         pool_peaks: rows of `pool_peaks` by layer.
         images: the probe set's labels.
-        input_px: side of the subject's input.
+        frame: what stands for a peak.
 
     Returns:
         Rows of `patches`, each filed under the first layer that needs it, and rows of `pool`, by layer.
@@ -174,12 +215,12 @@ def extract(
         )
         peaks = pool_peaks[name].sort_by("example")
         pool_example, pool_position = (columns.numbers(peaks, c).astype(np.int64) for c in ("example", "position"))
-        own = layer_patches(layer, example, position, input_px)
-        pool_ids = layer_patches(layer, pool_example, pool_position, input_px)
+        own = frame.patches(layer, example, position)
+        pool_ids = frame.patches(layer, pool_example, pool_position)
         needed = np.unique(np.concatenate([own, pool_ids]))
         new = np.setdiff1d(needed, known, assume_unique=True)
         known = np.union1d(known, new)
-        patch_example, box = from_patch_ids(new, input_px)
+        patch_example, box = frame.of_patches(new)
         patches[name] = columns.table(
             "patches",
             {"patch_id": new, "example": patch_example}

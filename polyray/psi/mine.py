@@ -155,20 +155,37 @@ def mine(
     if pending:
         forward()
 
+    n_swept = {info.name: len(neurons[info.name]) for info in layers}
+    found = {
+        name: pool.Responses(
+            np.array(done, dtype=np.int64),
+            torch.cat(responses[name]) if done else torch.zeros(0, n),
+            torch.cat(positions[name]) if done else torch.zeros(0, n, dtype=torch.int32),
+        )
+        for name, n in n_swept.items()
+    }
+    return mined(found, science, images, layers, neurons, failed)
+
+
+def mined(
+    found: Mapping[str, pool.Responses],
+    science: Science,
+    images: Images,
+    layers: Sequence[LayerInfo],
+    neurons: Mapping[str, NDArray[np.int64]],
+    failed: list[Failure],
+) -> Mined:
+    """Rows of a range of images, from what the neurons of each layer say of them."""
     parts: dict[str, pa.Table] = {}
     peaks: dict[str, pa.Table] = {}
     everywhere: dict[str, pa.Table] = {}
     pooled = pool.smallest_hashes(science.seed, random.POOL_IMAGE, 0, images.distinct, science.embed.n_pool)
     n_random = 0 if science.swap is None else science.swap.n_random
     swapped = pool.smallest_hashes(science.seed, random.SWAP_IMAGE, 0, images.distinct, n_random)
-    ids = np.array(done, dtype=np.int64)
     for info in layers:
         name = info.name
-        n = len(neurons[name])
-        response = torch.cat(responses[name]) if done else torch.zeros(0, n)
-        position = torch.cat(positions[name]) if done else torch.zeros(0, n, dtype=torch.int32)
-        parts[name] = _part(response, position, ids, science, info, neurons[name])
-        here = pool.Responses(ids, response, position)
+        here = found[name]
+        parts[name] = _part(here.response, here.position, here.examples, science, info, neurons[name])
         peaks[name] = pool.pool_peaks(science, info, neurons[name], here.of(pooled))
         if len(swapped):
             everywhere[name] = pool.swap_peaks(info, here.of(swapped))

@@ -5,6 +5,7 @@ respond to?* Place in the flow: after the last stage; `polyray run` writes it to
 """
 
 import io
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import pyarrow.compute as pc
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from PIL import Image
 
 from polyray.dataset import Dataset
@@ -25,6 +27,8 @@ from polyray.report.summary import AUROC_AGAINST, layer_table
 
 N_CARDS = 6
 N_CLUSTERS = 4
+N_BEFORE, N_AFTER = 52, 18
+"""Letters of a snippet that are shown before its peak and behind it."""
 _COLOURS = {"paper": "#7f7f7f", "selective": "#1f77b4", "specific": "#d62728"}
 
 
@@ -113,7 +117,30 @@ def _card(figure: Figure, neuron: dict[str, Any], clusters: pa.Table) -> None:
         axes.axis("off")
         if row is None:
             continue
+        texts = [t for t in row.get("snippets") or [] if t is not None]
+        if texts:
+            axes.text(0, 1, "\n".join(map(shown_text, texts)), fontsize=5.5, va="top", parse_math=False, clip_on=True)
         pictures = [np.asarray(Image.open(io.BytesIO(t))) for t in row["thumbnails"] or [] if t is not None]
         if pictures:
             axes.imshow(np.concatenate(pictures, axis=1))
-        axes.set_title(f"{row['name']}  ({row['size']})", fontsize=7.5, pad=2)
+        axes.set_title(f"{shown_text(row['name'])}  ({row['size']})", fontsize=7.5, pad=2, parse_math=False)
+
+
+def shown_text(text: str) -> str:
+    """A snippet on one line: what is far from its peak left out, spaces single, letters that the font lacks as □."""
+    before, mark, rest = text.partition("«")
+    if mark:
+        peak, end, after = rest.partition("»")
+        text = f"{_end(before)}«{peak[:N_BEFORE]}{end}{after if len(after) <= N_AFTER else after[:N_AFTER] + '…'}"
+    else:
+        text = textwrap.shorten(text, 2 * N_BEFORE, placeholder="…")
+    font = get_font(findfont(FontProperties()))
+    return "".join(c if font.get_char_index(ord(c)) else "□" for c in " ".join(_printable(text).split()))
+
+
+def _end(text: str) -> str:
+    return text if len(text) <= N_BEFORE else "…" + text[-N_BEFORE:]
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else " " for c in text)

@@ -20,6 +20,7 @@ from polyray.cluster.plan import (
     EMBED_PATCHES,
     INDEX_IMAGES,
     MINE_IMAGES,
+    MINE_TOKENS,
     PLANTING,
     STAGES,
     SWAP_IMAGES,
@@ -27,6 +28,7 @@ from polyray.cluster.plan import (
     Shape,
     Sweep,
     Work,
+    document_works,
     draw_works,
     embed_works,
     fixed_works,
@@ -98,6 +100,18 @@ def test_fixed_units_cover_every_item_once(n_images: int, n_neurons: dict[str, i
         assert [w.layer for w in fixed_works(stage, planned)] == list(n_neurons)
     for stage in ("extract", "summarise", "effects"):
         assert fixed_works(stage, planned) == [Work(stage)]
+
+
+@given(st.lists(st.integers(0, 2 * MINE_TOKENS) | st.integers(0, 9), max_size=600))
+def test_units_of_documents_cover_each_once_and_are_bounded(n_tokens: list[int]) -> None:
+    units = document_works(n_tokens)
+    assert [i for w in units for i in w.items] == list(range(len(n_tokens)))
+    for w in units:
+        held = sum(n_tokens[i] for i in w.items)
+        assert len(w.items) == 1 or held <= MINE_TOKENS
+        assert len(w.items) <= MINE_IMAGES
+        last = w.items.stop == len(n_tokens)
+        assert last or len(w.items) == MINE_IMAGES or held + n_tokens[w.items.stop] > MINE_TOKENS, "it has no room left"
 
 
 @given(counts, st.integers(2, 256), st.none() | st.integers(1, 250), st.integers(0, 60))

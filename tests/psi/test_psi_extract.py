@@ -18,7 +18,7 @@ from polyray.errors import ConfigError, DataError
 from polyray.kernels import random
 from polyray.models.vision import Subject
 from polyray.probes.images import open_probe
-from polyray.psi.extract import extract, from_patch_ids, layer_boxes, max_examples, patch_ids, window
+from polyray.psi.extract import ImageFrame, extract, from_patch_ids, layer_boxes, max_examples, patch_ids, window
 from polyray.psi.mine import distinct_images, index, merge, mine
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -268,7 +268,7 @@ def test_every_patch_is_filed_once_under_the_first_layer_that_needs_it(edge: Ext
     chosen, layers, mined, peaks, labels = edge
     px = chosen.subject.input_px
     images = images_of(labels)
-    patches, pools = extract(layers, mined, peaks, images, px)
+    patches, pools = extract(layers, mined, peaks, images, ImageFrame(px))
     seen: set[tuple[int, ...]] = set()
     shared = 0
     for layer in layers:
@@ -305,6 +305,8 @@ def test_no_patch_is_cut_for_a_neuron_that_is_not_scored(edge: Extracted) -> Non
     layer = [row for row in layers if row["layer"] == name]
     assert set(mined[name]["status"].to_pylist()) == {"ok", "excluded"}
     assert {len(r["example"]) for r in mined[name].to_pylist() if r["status"] == "excluded"} == {30}
-    patches, _ = extract(layer, mined, {name: peaks[name].slice(0, 0)}, images_of(labels), chosen.subject.input_px)
+    patches, _ = extract(
+        layer, mined, {name: peaks[name].slice(0, 0)}, images_of(labels), ImageFrame(chosen.subject.input_px)
+    )
     scored = {e for r in mined[name].to_pylist() if r["status"] == "ok" for e in r["example"]}
     assert set(patches[name]["example"].to_pylist()) == scored

@@ -44,6 +44,7 @@ def cluster_rows(prototypes: list[list[int]]) -> pa.Table:
             "label_frac": [1.0] * n,
             "prototypes": prototypes,
             "thumbnails": [None] * n,
+            "snippets": [None] * n,
         },
     )
 
