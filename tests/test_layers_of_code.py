@@ -6,7 +6,10 @@ import sys
 import pytest
 
 WALLED = ["polyray.kernels", "polyray.psi", "polyray.categorical", "polyray.models", "polyray.probes"]
-DECISIONS = ["polyray.cluster.plan", "polyray.cluster.dispatch", "polyray.cluster.work"]
+DECISIONS = [
+    "polyray.cluster.plan", "polyray.cluster.dispatch", "polyray.cluster.work", "polyray.cluster.text_memory",
+    "polyray.cluster.text_score",
+]  # fmt: skip
 
 IMPORT_ALL = """
 import importlib, pkgutil, sys

@@ -43,7 +43,7 @@ class TextEstimate:
     n_passes: int = 0
     units: dict[str, int] = field(default_factory=dict)
     memory_gb: dict[str, float] = field(default_factory=dict)
-    """GiB at most by what takes them, of actors without about 0.7 GiB for the libraries."""
+    """GiB at most by what takes them, of actors without about 0.9 GiB for the libraries."""
     disk_gb: dict[str, float] = field(default_factory=dict)
     """GiB by table before compression, at most."""
     problems: list[str] = field(default_factory=list)

@@ -26,8 +26,12 @@ CONTEXT_BYTES = 9
 """Of a token in a context, as `Packed` holds it: token, document, mask."""
 _CLAMP_CONTEXT_BYTES = 17
 """As `clamp.Contexts` holds it."""
+_BATCH_BYTES = 40
+"""Of a neuron at a position while a batch passes, as measured at GPT2-XL's width (bench_xl.py)."""
+_PART_COPIES = 5
+"""Of a part on its way to disk: sums, rows, Parquet, digest; as measured there."""
 _MEANS = 20_000_000
-"""Means that `core_tokens` looks at at a time, at about 25 bytes each."""
+"""Means that `core_tokens` looks at at a time, at about 35 bytes each."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,7 @@ class Room:
 
 @dataclass(frozen=True)
 class ShardMemory:
-    """Bytes that one shard holds at most, besides about 0.7 GiB for the libraries."""
+    """Bytes that one shard holds at most, besides about 0.9 GiB for the libraries."""
 
     blocks: range
     weights: int
@@ -128,7 +132,7 @@ def planned(sizes: Sizes, execution: TextExecution, n_shards: int) -> list[list[
 def shard_memory(sizes: Sizes, science: TextScience, execution: TextExecution, n_shards: int) -> list[ShardMemory]:
     """What each shard of the pass that takes the most holds, shard by shard."""
     info, w = sizes.info, sizes.weights
-    batch = 16 * science.model.micro_batch * context_length(science, info) * info.n_neurons
+    batch = _BATCH_BYTES * science.model.micro_batch * context_length(science, info) * info.n_neurons
     found: list[list[ShardMemory]] = []
     for layers in planned(sizes, execution, n_shards):
         cut = shards(max(map(layer_index, layers)) + 1, n_shards)
@@ -141,7 +145,7 @@ def shard_memory(sizes: Sizes, science: TextScience, execution: TextExecution, n
                     w.block * len(blocks) + (w.entry if blocks.start == 0 else 0),
                     sum(own),
                     CONTEXT_BYTES * sizes.n_positions,
-                    batch + 4 * min(PART_BYTES, max(own, default=0)),
+                    batch + _PART_COPIES * min(PART_BYTES, max(own, default=0)),
                 )
             )
         found.append(of_pass)
@@ -149,7 +153,7 @@ def shard_memory(sizes: Sizes, science: TextScience, execution: TextExecution, n
 
 
 def scoring_memory(sizes: Sizes, science: TextScience, stages: Sequence[str]) -> dict[str, int]:
-    """Bytes that a scoring actor holds at most in its larger stages, besides about 0.7 GiB for the libraries.
+    """Bytes that a scoring actor holds at most in its larger stages, besides about 0.9 GiB for the libraries.
 
     Of a clamp without what the output distribution takes: 32 bytes for each token of the vocabulary and each position
     at which a neuron is held.
@@ -161,7 +165,7 @@ def scoring_memory(sizes: Sizes, science: TextScience, stages: Sequence[str]) ->
     layer_weights = info.n_neurons * info.width * (4 + 4 + 8 + (4 if info.gated else 0))
     needed = {
         # The rows as they are read, and the sums that are made of them.
-        "core": 0 if science.core.published else 2 * largest + 25 * min(_MEANS, largest // 8),
+        "core": 0 if science.core.published else 2 * largest + 35 * min(_MEANS, largest // 8),
         "connect": layer_weights + 200 * 2**20,
         "proximity": embeddings,
         "clamp": embeddings

@@ -4,7 +4,7 @@
 weights of its first two blocks, which are cut into two shards of one block on this machine; all 50,257 tokens of the
 vocabulary get statistics, in both layers (2.4 GiB each), while about 4,000 tokens go through. Then one scoring actor
 takes the core-tokens of a layer. peak: the most that the process held (VmHWM), libraries included; planned: what `plan`
-says, without about 0.7 GiB for them. Takes 6 GiB of memory and 1 GB of disk.
+says, without about 0.9 GiB for them. Takes 6 GiB of memory and 1 GB of disk.
 """
 
 import argparse
