@@ -1,7 +1,6 @@
 """PSI over documents by command: whole, the same for other actors and orders, clear about what cannot be swept."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import pytest
 import yaml
 from corpora import WORDS, with_words, write_corpus
 from languages import INNER
+from matplotlib.figure import Figure
 from sweeps import HALF_CPU, by_hand, command, digests, printed_json
 
 import polyray
@@ -137,7 +137,7 @@ def test_status_verify_plan_and_sensitivity_know_the_sweep(swept: tuple[Path, di
 
 
 def test_other_actors_and_orders_give_the_same_digests(
-    swept: tuple[Path, dict[str, Any]], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    swept: tuple[Path, dict[str, Any]], folder: Path, tmp_path: Path
 ) -> None:
     several = raw(folder)
     several["execution"] = {kind: HALF_CPU | {"min": 2, "max": 2} for kind in ("subject", "encoder", "scoring")}
@@ -189,7 +189,6 @@ def test_without_labels_nothing_is_significant_and_the_run_says_so(
     for r in polyray.open(tmp_path / "out")["neurons"].to_table().to_pylist():
         assert (r["status"], r["Q"], r["specific_Q_z"], r["specific_Q_p"]) == ("ok", 0.0, 0.0, 1.0)
         assert r["specific_p"] == 1.0
-        assert r["specific_S_p"] < 1.0 or r["specific_D_p"] <= 1.0
 
 
 @pytest.mark.parametrize(
@@ -237,7 +236,7 @@ def test_the_same_network_as_subject_and_encoder_is_said_to_be_circular(folder: 
     assert any(note.startswith("circular") for note in resolved.notes)
     config = load_config(written(tmp_path / "c.yaml", raw(folder)))
     assert isinstance(config, PsiTextConfig)
-    other = psi_text_resolve.resolve(replace(resolved).sweep.config and config, "unset")
+    other = psi_text_resolve.resolve(config, "unset")
     assert not any(note.startswith("circular") for note in other.notes)
 
 
@@ -250,8 +249,6 @@ def test_strange_text_is_drawn(tmp_path: Path) -> None:
     assert "$x^«{$»" in shown
     assert "語" not in figure.shown_text("語 «語»")
     assert figure.shown_text("«" * 3 + "a" * 1000).startswith("«")
-    from matplotlib.figure import Figure
-
     canvas = Figure()
     axes = canvas.subplots()
     axes.text(0, 1, "\n".join([shown, figure.shown_text("語 $ \x00")]), parse_math=False)

@@ -138,7 +138,7 @@ def test_bits_do_not_depend_on_who_shares_a_batch(language: tuple[PreTrainedMode
 
 
 def test_equal_peaks_take_the_first_token(tmp_path: Path) -> None:
-    """Of a BERT layer 0 sees positions, so ties are made: one word whose windows repeat exactly."""
+    """One word over and over: with a span of 1 windows do not overlap, and each repeats the first exactly."""
     _, folder = with_words("llama", tmp_path)
     reader = Reader(LanguageSubject(path=str(folder), layers=[0]), 1, CPU)
     corpus = write_corpus(tmp_path / "c.jsonl", [" ".join(["w1"] * 90)])
@@ -146,7 +146,6 @@ def test_equal_peaks_take_the_first_token(tmp_path: Path) -> None:
     assert isinstance(found, Passage)
     ((_, answer),) = reader.responses(iter([(0, found)]), {0: torch.arange(INNER)})
     assert not isinstance(answer, str)
-    # With a span of 1 windows do not overlap, and all look alike: the peak is in the first.
     assert (answer[0].position < reader.room).all()
 
 
