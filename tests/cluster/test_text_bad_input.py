@@ -23,8 +23,8 @@ from polyray.cluster.plan import Work
 from polyray.cluster.shard import ShardWorker
 from polyray.cluster.text_plan import text_works
 from polyray.cluster.text_resolve import TextResolved, resolve
-from polyray.cluster.text_rows import n_batches
-from polyray.cluster.text_score import FAILED, NO_LAYER_BEFORE, NO_PRECURSOR, TextScorer
+from polyray.cluster.text_rows import REFUSED, n_batches
+from polyray.cluster.text_score import NO_LAYER_BEFORE, NO_PRECURSOR, TextScorer
 from polyray.cluster.units import Failed
 from polyray.config import load_config
 from polyray.errors import ModelError, StageError
@@ -356,12 +356,12 @@ def test_a_neuron_that_cannot_be_added_up_costs_itself(folder: Path, tmp_path: P
     change(folder, blow_up)
     census = swept(folder, tmp_path / "huge")
     row = next(r for r in census.rows("core_tokens", "h.1") if r["neuron"] == HUGE)
-    assert (row["status"], row["reason"], row["tokens"], row["n_tied_at_cut"]) == ("failed", FAILED, [], None)
+    assert (row["status"], row["reason"], row["tokens"], row["n_tied_at_cut"]) == ("failed", REFUSED, [], None)
     row = next(r for r in census.rows("proximity", "h.1") if r["neuron"] == HUGE)
-    assert (row["status"], row["reason"], row["difference"]) == ("failed", FAILED, None)
+    assert (row["status"], row["reason"], row["difference"]) == ("failed", REFUSED, None)
     failures = census.rows("failures")
     assert [(r["stage"], r["layer"], r["item"], r["item_id"], r["reason"]) for r in failures] == [
-        ("core", "h.1", "neuron", HUGE, FAILED)
+        ("core", "h.1", "neuron", HUGE, REFUSED)
     ]
     same(healthy, census, "proximity", but={("h.1", HUGE)})
 
