@@ -129,8 +129,9 @@ class TextExecution(Section):
     """Most GiB of token statistics that a shard holds; what does not fit is mined in several passes."""
     checkpoint_s: float = Field(120.0, gt=0)
     """Seconds between checkpoints of mining: what the loss of a shard costs at most."""
-    bundle_s: float = Field(5.0, gt=0, le=600)
-    """Target duration of one call in seconds: several small units travel together."""
+    bundle_s: float = Field(10.0, gt=0, lt=30)
+    """Target duration of one call in seconds, for which several small units travel together; well below the 30 s that a
+    spot node has after its notice."""
     object_store_gb: float = Field(0.5, ge=0.1, allow_inf_nan=False)
     """Object store of a local Ray in GiB, through which hidden states pass between shards."""
 
