@@ -120,6 +120,9 @@ class TextExecution(Section):
 
     address: str | None = None
     """Ray cluster; local Ray is started where none is given."""
+    autoscale: bool = False
+    """The cluster adds nodes when actors ask for them: ask and wait for what no living node can hold. Not needed where
+    Ray's autoscaler says itself what it may add."""
     shard: PoolConfig = PoolConfig()
     """Actors that each hold one shard of the model; `max` is how many shards it is cut into, by default as many as
     fit, at most one a block."""

@@ -97,6 +97,11 @@ class Dispatcher:
         return self._quarantine.quarantined
 
     @property
+    def n_open(self) -> int:
+        """Units that have not ended."""
+        return len(self._open)
+
+    @property
     def n_waiting(self) -> int:
         """Units that are neither in flight nor ended."""
         return len(self._backlog) + len(self._touched) + len(self._solo)
