@@ -20,7 +20,7 @@ class DeviceSeconds:
     """Work of actors in seconds, times the GPUs that each holds, or the CPUs where it holds no GPU."""
 
     used: float = 0.0
-    """By units that were committed, or that raised."""
+    """By units that were committed."""
     twice: float = 0.0
     """By units that another copy had committed already, or was awaited from no more."""
     cut: float = 0.0
