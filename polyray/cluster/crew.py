@@ -69,6 +69,7 @@ class Crew:
 
     def say(self, message: str) -> None:
         """A line worth a person's attention."""
+        self._telemetry.message(message)
         self._on_message(message)
 
     def is_draining(self, name: str) -> bool:
@@ -185,13 +186,13 @@ class Crew:
                 self._lost(name, rx.NodeDiedError(f"node {m.node} is dead"), True, dispatcher)
             elif m.node in draining and not m.draining:
                 self._telemetry.draining(name, m.node or "")
-                self._on_message(f"the node of actor {name} was given notice; it does what it is at and goes")
+                self.say(f"the node of actor {name} was given notice; it does what it is at and goes")
                 self._give_notice(name, dispatcher)
         longest_s = max((now_s - m.asked_s for m in self._members.values() if m.ready is not None), default=0.0)
         if longest_s > PENDING_S and now_s - self._warned_s > PENDING_S:
             self._warned_s = now_s
             n_pending = sum(m.ready is not None for m in self._members.values())
-            self._on_message(
+            self.say(
                 f"{n_pending} {self._kind} actor(s) have been pending for {longest_s:.0f} s: the cluster is busy or "
                 f"growing. Free now: {ray.available_resources()}"
             )
@@ -204,7 +205,7 @@ class Crew:
         cause = _cause(error, starting=self._members[name].ready is not None, node_is_going=node_is_going)
         detail = actors.reason_of(error)
         self.let_go(name, cause, detail)
-        self._on_message(f"actor {name} {cause.replace('_', ' ')}: {detail}")
+        self.say(f"actor {name} {cause.replace('_', ' ')}: {detail}")
         dispatcher.actor_left(name, cause, time.monotonic(), detail)
 
 

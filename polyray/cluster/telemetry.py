@@ -84,6 +84,10 @@ class Telemetry:
         self._spend("twice" if cause == "released" else "cut", busy_s)
         self._say("actor_left", actor=actor_id, cause=cause, busy_s=busy_s, detail=detail or None)
 
+    def message(self, text: str) -> None:
+        """A line worth a person's attention."""
+        self._say("message", text=text)
+
     def draining(self, actor_id: str, node: str) -> None:
         """The node of an actor was given notice."""
         self._say("actor_draining", actor=actor_id, node=node)
