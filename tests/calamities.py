@@ -12,6 +12,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -34,26 +35,33 @@ class Theatre:
     """A head without CPUs and nodes of one CPU, on which four actors sleep each."""
 
     def __init__(self, folder: Path, n_nodes: int = 2) -> None:
-        self.folder = folder
+        self.folder, self.n_nodes = folder, n_nodes
+        self.nodes: list[Any] = []
         self.cluster = Cluster(
             initialize_head=True,
             head_node_args={"num_cpus": 0, "include_dashboard": False, "object_store_memory": STORE_BYTES},
         )
-        self.nodes = [self.add_node() for _ in range(n_nodes)]
+        self.fill_up()
         ray.init(address=self.cluster.address, log_to_driver=False, logging_level="ERROR")
 
-    def add_node(self) -> Any:
-        """One more node."""
-        return self.cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES)
+    def fill_up(self) -> None:
+        """Nodes come in the place of those that went; Ray starts them from a main thread alone."""
+        while len(self.nodes) < self.n_nodes:
+            self.nodes.append(self.cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES))
 
-    def replace(self, node: Any) -> None:
-        """A node goes without a word, as in a power failure, and another comes."""
+    def busy_node(self, name: str) -> Any:
+        """A node on which actors of a sweep are."""
+        busy = set(pids(self.folder / name).values())
+        return next(node for node in self.nodes if node.node_id in busy)
+
+    def cut_power(self, node: Any) -> None:
+        """A node goes without a word."""
         self.cluster.remove_node(node, allow_graceful=False)
         self.nodes.remove(node)
-        self.nodes.append(self.add_node())
 
     def give_notice(self, node: Any) -> None:
         """A node drains, as when a spot instance is about to be taken."""
+        self.nodes.remove(node)
         gcs = ray._private.worker.global_worker.gcs_client
         accepted, reason = gcs.drain_node(node.node_id, PREEMPTION, "spot", int((time.time() + DRAIN_S) * 1000))
         assert accepted, reason
@@ -74,22 +82,25 @@ class Theatre:
         **options: Any,
     ) -> dict[str, Any]:
         """Sweeps, and has something happen once so many units have begun; returns what came of it."""
+        self.fill_up()
         out, log = self.folder / name, self.folder / f"{name}.jsonl"
         ask_for_trouble(out)
+        log.unlink(missing_ok=True)
         made = sleepy(out, n_units, unit_s, address=self.cluster.address, **({"max": 4, "min": 1} | options))
         messages: list[str] = []
         over = threading.Event()
 
-        def wait_and_strike() -> None:
+        def strike() -> bool:
             while len(n_runs(out)) < after and not over.is_set():
                 time.sleep(0.05)
             if happens is not None and not over.is_set():
                 happens()
+            return not over.is_set()
 
-        thread = threading.Thread(target=wait_and_strike)
-        thread.start()
         told: dict[str, Any] = {"name": name, "error": None}
         started_s = time.monotonic()
+        fate = ThreadPoolExecutor(1)
+        struck = fate.submit(strike)
         try:
             with awake(), logs.to_machines(str(log)):
                 told["device_s"] = asdict(service.run(made, lambda stage, p: None, messages.append).device_s)  # type: ignore[arg-type]
@@ -97,33 +108,21 @@ class Theatre:
             told["error"] = f"{type(e).__name__}: {e}"
         finally:
             over.set()
-            thread.join()
+            fate.shutdown()
         told |= {"seconds": time.monotonic() - started_s, "messages": messages, "n_runs": n_runs(out)}
+        told["struck"] = struck.result()
         told["events"] = [json.loads(line) for line in log.read_text().splitlines()]
         return told
 
 
 def power_failure(t: Theatre) -> dict[str, Any]:
-    """A busy node is gone without a word; another comes."""
-
-    def strike() -> None:
-        busy = set(pids(t.folder / "power_failure").values())
-        t.replace(next(node for node in t.nodes if node.node_id in busy))
-
-    return t.sweep("power_failure", 80, 0.5, strike, max=8)
+    """A busy node is gone without a word."""
+    return t.sweep("power_failure", 80, 0.5, lambda: t.cut_power(t.busy_node("power_failure")))
 
 
 def notice(t: Theatre) -> dict[str, Any]:
-    """A busy node is given notice, and goes in earnest when that is over; another has come meanwhile."""
-
-    def strike() -> None:
-        busy = set(pids(t.folder / "notice").values())
-        node = next(node for node in t.nodes if node.node_id in busy)
-        t.give_notice(node)
-        t.nodes.append(t.add_node())
-        t.nodes.remove(node)
-
-    return t.sweep("notice", 60, 0.5, strike, max=8)
+    """A busy node is given notice, and goes in earnest as soon as it idles, or when that is over."""
+    return t.sweep("notice", 60, 0.5, lambda: t.give_notice(t.busy_node("notice")))
 
 
 def killed(t: Theatre) -> dict[str, Any]:
@@ -151,9 +150,8 @@ def metrics(t: Theatre) -> dict[str, Any]:
     """No calamity: what Ray serves to Prometheus of the driver's node, once it has what the others counted."""
     (port,) = [n["MetricsExportPort"] for n in ray.nodes() if n["Alive"] and "node:__internal_head__" in n["Resources"]]
     lines: list[str] = []
-    give_up_s = time.monotonic() + 60
-    while not lines and time.monotonic() < give_up_s:
-        time.sleep(1.0)
+    for _ in range(2):  # a process exports every ten seconds
+        time.sleep(11.0)
         with urllib.request.urlopen(f"http://{ray.util.get_node_ip_address()}:{port}/metrics", timeout=10) as answer:
             lines = [line for line in answer.read().decode().splitlines() if "polyray_" in line and line[0] != "#"]
     return {"name": "metrics", "lines": lines}

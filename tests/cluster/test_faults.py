@@ -45,9 +45,9 @@ def told(folder: Path) -> Told:
     return {runs[0]["name"]: runs for runs in listed}
 
 
-def causes(run: dict[str, Any]) -> list[str]:
-    """Why actors left before the run let them go."""
-    left = [e["cause"] for e in run["events"] if e["event"] == "actor_left"]
+def causes(run: dict[str, Any], *actors: str) -> list[str]:
+    """Why actors left, or these, where it was not the run that let them go."""
+    left = [e["cause"] for e in run["events"] if e["event"] == "actor_left" and (not actors or e["actor"] in actors)]
     return [cause for cause in left if cause != "released"]
 
 
@@ -55,6 +55,7 @@ def causes(run: dict[str, Any]) -> list[str]:
 def test_every_unit_is_done_and_counted_once(told: Told, folder: Path, name: str) -> None:
     run = told[name][-1]
     assert run["error"] is None
+    assert run["struck"]
     out = folder / name
     rows = polyray.open(out)["failures"].to_table().to_pylist()
     assert sorted(row["item_id"] for row in rows) == list(range(N_UNITS[name]))
@@ -75,16 +76,19 @@ def test_a_killed_actor_costs_what_it_had_in_flight(told: Told) -> None:
 
 def test_a_node_that_vanishes_is_held_against_no_unit(told: Told) -> None:
     (run,) = told["power_failure"]
-    assert causes(run)
-    assert set(causes(run)) == {"preempted"}
-    assert max(run["n_runs"].values()) <= 3  # its own, the second, and a copy where that was slow to start
+    assert set(causes(run)) <= {"preempted"}  # none where copies finished before Ray noticed
+    again = [n for n in run["n_runs"].values() if n > 1]
+    assert 1 <= len(again) <= 4 * 2 * BUNDLE_UNITS
+    assert max(again) <= 3  # its own, the second, and a copy where that was slow to start
+    assert run["device_s"]["twice"] + run["device_s"]["cut"] > 0
 
 
 def test_a_notice_costs_nothing(told: Told) -> None:
     (run,) = told["notice"]
     warned = {e["actor"] for e in run["events"] if e["event"] == "actor_draining"}
     assert warned
-    assert causes(run) == []
+    assert set(causes(run)) <= {"preempted"}
+    assert not set(causes(run, *warned))
     left_s = {e["actor"]: e["time"] for e in run["events"] if e["event"] == "actor_left"}
     ended = max(e["time"] for e in run["events"] if e["event"] == "stage_ended")
     assert all(left_s[actor] < ended for actor in warned)
