@@ -86,8 +86,11 @@ class Crew:
             if m.ready is None:
                 dispatcher.actor_joined(name, time.monotonic())
 
-    def grow(self, wanted: int, n_waiting: int) -> None:
-        """Asks Ray for actors until as many exist or are pending as are wanted; takes back what nothing waits for."""
+    def grow(self, wanted: int, *, shrink: bool = False) -> None:
+        """Asks Ray for actors until as many exist or are pending as are wanted.
+
+        Where it may shrink, requests beyond that are taken back: an actor that pends makes an autoscaler start nodes.
+        """
         here = {name: m for name, m in self._members.items() if not m.draining}
         for _ in range(wanted - len(here)):
             name = f"{self._kind}-{self._n_started}"
@@ -97,8 +100,7 @@ class Crew:
             member = _Member(handle, time.monotonic(), handle.ready.remote())
             self._members[name] = member
             self._waiting[member.ready] = name
-        # An actor that pends makes an autoscaler start nodes: a request that is no use must not stand.
-        pending = [name for name, m in here.items() if m.ready is not None] if not n_waiting else []
+        pending = [name for name, m in here.items() if m.ready is not None] if shrink else []
         for name in pending[::-1][: max(0, len(here) - wanted)]:
             self.let_go(name)
 

@@ -268,7 +268,7 @@ def drive(
         stop: looked at all the time; once asked, nothing more is sent, and what is in flight gets `GRACE_S`.
         told: called with how far the stage is, a few times a second and at the end.
         most: how many actors there may be, asked again every few seconds, since clusters grow.
-        keep_idle: leave idle actors be when nothing waits any more.
+        keep_idle: leave idle and pending actors be when nothing waits any more.
 
     Raises:
         Interrupted: `stop` was asked, and what came back in time is committed.
@@ -310,7 +310,7 @@ def _act(dispatcher: Dispatcher, crew: Crew, works: Mapping[str, Work], now_s: f
         if not keep_idle or dispatcher.n_waiting or crew.is_draining(name):
             crew.let_go(name)
             dispatcher.actor_left(name, "released", now_s)
-    crew.grow(dispatcher.wanted_actors(now_s), dispatcher.n_waiting)
+    crew.grow(dispatcher.wanted_actors(now_s), shrink=not keep_idle and not dispatcher.n_waiting)
     for call in dispatcher.assign(now_s):
         crew.send(call, [works[key] for key in call.keys])
 

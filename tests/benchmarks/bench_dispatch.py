@@ -67,10 +67,11 @@ class Loop:
         self.pool = made.sweep.config.execution.subject
         self.telemetry = Telemetry("bench", DeviceSeconds())
         self.crew = Crew(made.sweep, print, self.telemetry)  # type: ignore[arg-type]
-        while True:  # until every actor has started
-            self.drive(20 * n_actors, bundle_s=1e-3)
-            if all(m.ready is None for m in self.crew._members.values()) and len(self.crew) == n_actors:
-                return
+        nobody = Dispatcher([], Policy(max_actors=n_actors))
+        self.crew.man("subject", self.pool, nobody)
+        self.crew.grow(n_actors)
+        while any(m.ready is not None for m in self.crew._members.values()):
+            assert list(self.crew.answers(nobody)) == []
 
     def drive(self, n: int, bundle_s: float) -> float:
         """Seconds that a stage of so many units takes."""

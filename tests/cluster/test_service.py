@@ -255,13 +255,13 @@ def test_actor_that_pends_is_worth_a_word(ray_here: None, resolved: Resolved, mo
     dispatcher = Dispatcher([Unit("a")], Policy(max_actors=1))
     try:
         crew.man("scoring", PoolConfig(), dispatcher)
-        crew.grow(1, n_waiting=1)
+        crew.grow(1)
         for _ in range(8):
             assert list(crew.answers(dispatcher)) == []
         assert len(crew) == 1
-        crew.grow(0, n_waiting=1)  # what is pending stays while anything waits
+        crew.grow(0)  # what is pending stays while anything waits
         assert len(crew) == 1
-        crew.grow(0, n_waiting=0)  # and is taken back when nothing does: it would make a cluster grow
+        crew.grow(0, shrink=True)  # and is taken back when nothing does: it would make a cluster grow
         assert len(crew) == 0
     finally:
         crew.dismiss()
