@@ -4,6 +4,7 @@ Place in the flow: `service.py` and `crew.py` report here; every report becomes 
 that Ray's agents serve to Prometheus, and an entry in the account of device-seconds.
 """
 
+from collections import Counter as Tally
 from dataclasses import dataclass
 
 from ray.util.metrics import Counter, Gauge, Histogram
@@ -43,6 +44,8 @@ class Telemetry:
     def __init__(self, run_id: str, account: DeviceSeconds) -> None:
         self._run_id, self._account = run_id, account
         self._stage, self._devices = "", 1.0
+        self._ended: Tally[str] = Tally()  # since `standing` was last told, as each call of Ray's counters takes 5 µs
+        self._spent: dict[str, float] = {}
         self._units = Counter("polyray_units", "Units that ended.", ("stage", "outcome"))
         self._unit_s = Histogram("polyray_unit_seconds", "Seconds that a unit took.", _BOUNDS_S, ("stage",))
         self._device_s = Counter("polyray_device_seconds", "Seconds of devices' work.", ("stage", "spent"))
@@ -63,7 +66,7 @@ class Telemetry:
 
     def unit(self, key: str, outcome: str, seconds: float | None = None, host: str | None = None) -> None:
         """A unit is `done`, `failed`, `quarantined`, or was done a second time, `twice`."""
-        self._units.inc(1, {"stage": self._stage, "outcome": outcome})
+        self._ended[outcome] += 1
         if seconds is not None:
             self._unit_s.observe(seconds, {"stage": self._stage})
             self._spend("twice" if outcome == "twice" else "used", seconds)
@@ -93,8 +96,14 @@ class Telemetry:
         self._say("actor_draining", actor=actor_id, node=node)
 
     def standing(self, n_actors: int, n_open: int, seconds: float) -> None:
-        """How things stand, now and then."""
+        """How things stand, now and then and at the end of the stage; what was counted since is passed on."""
         tags = {"stage": self._stage}
+        for outcome, n in self._ended.items():
+            self._units.inc(n, tags | {"outcome": outcome})
+        for how, spent in self._spent.items():
+            self._device_s.inc(spent, tags | {"spent": how})
+        self._ended.clear()
+        self._spent.clear()
         self._actors.set(n_actors, tags)
         self._open.set(n_open, tags)
         self._stage_s.set(seconds, tags)
@@ -103,7 +112,7 @@ class Telemetry:
         if seconds > 0:
             spent = seconds * self._devices
             setattr(self._account, how, getattr(self._account, how) + spent)
-            self._device_s.inc(spent, {"stage": self._stage, "spent": how})
+            self._spent[how] = self._spent.get(how, 0.0) + spent
 
     def _say(self, name: str, **fields: object) -> None:
         event(name, run_id=self._run_id, stage=self._stage or None, **fields)
