@@ -213,7 +213,8 @@ class Simulation:
 
     def _on_notice_over(self, name: str) -> None:
         if name in self.workers:
-            self._lose(name, "preempted", "")
+            running = self.workers[name].calls  # never empty: an idle actor is let go at once
+            self._lose(name, "preempted", running[0].keys[0])
 
     def _on_start(self, name: str) -> None:
         self.starting.remove(name)
