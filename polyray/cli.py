@@ -5,7 +5,6 @@ Place in the flow: the top. Exit codes: 0 done; 2 bad config or data, nothing wr
 """
 
 import json
-import logging
 import os
 import sys
 import time
@@ -20,8 +19,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from polyray import files, printed
+from polyray import files, logs, printed
 from polyray.bars import Bars, duration
+from polyray.cluster.interrupt import Stop
 from polyray.config import AnyConfig, Config, load_config
 from polyray.errors import ConfigError, DataError, ModelError, PolyrayError, StageError, StoreError
 from polyray.psi_text_config import PsiTextConfig
@@ -46,6 +46,12 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="A.B=C", help="Override one key of the config, for instance science.seed=1."),
 ]
+LogJson = Annotated[
+    str | None,
+    typer.Option(
+        "--log-json", metavar="FILE", help="Add one JSON object a line for every event to FILE; - for standard error."
+    ),
+]
 Address = Annotated[
     str | None, typer.Option(help="Ray cluster; by default RAY_ADDRESS or the config's, else Ray is started here.")
 ]
@@ -53,7 +59,7 @@ Address = Annotated[
 
 def main() -> None:
     """Entry point of the `polyray` command."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logs.to_people()
     app()
 
 
@@ -85,8 +91,12 @@ def _guarded(call: Callable[[], int], as_json: bool) -> NoReturn:
         _leave(e, REFUSED, as_json)
     except PolyrayError as e:
         _leave(e, INCOMPLETE, as_json)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("interrupted; the same command goes on where this one stopped")
+    except KeyboardInterrupt as e:
+        told = f"{e}" if str(e).startswith("interrupted") else "interrupted"
+        told += "; what is committed stays, and the same command goes on where this one stopped"
+        if as_json:
+            print(json.dumps({"error": "Interrupted", "message": told, "exit": INTERRUPTED}))
+        Console(stderr=True, highlight=False, soft_wrap=True).print(escape(told))
         raise typer.Exit(INTERRUPTED) from None
     raise typer.Exit(code)
 
@@ -105,13 +115,16 @@ def run(
     out: Annotated[str, typer.Option("--out", metavar="OUT", help="Folder of the dataset; resumed where it exists.")],
     overrides: Set = None,
     address: Address = None,
+    log_json: LogJson = None,
     as_json: Json = False,
 ) -> None:
     """Run the sweep, or go on with what OUT already holds."""
-    _guarded(lambda: _run(_config(config, overrides, address), out, as_json), as_json)
+    stop = Stop()
+    with stop.listening():
+        _guarded(lambda: _run(_config(config, overrides, address), out, log_json, stop, as_json), as_json)
 
 
-def _run(config: AnyConfig, out: str, as_json: bool) -> int:
+def _run(config: AnyConfig, out: str, log_json: str | None, stop: Stop, as_json: bool) -> int:
     # Imported here: the commands that only read a dataset start without Ray and torch.
     from polyray.cluster import psi_text_resolve, resolve, service, text_resolve
     from polyray.dataset import open as open_dataset
@@ -133,9 +146,9 @@ def _run(config: AnyConfig, out: str, as_json: bool) -> int:
     )
     for note in resolved.notes:
         console.print(f"[bold yellow]note[/] {escape(note)}")
-    with service.cluster(config.execution), Bars(console) as bars:
+    with logs.to_machines(log_json), service.cluster(config.execution), Bars(console) as bars:
         try:
-            outcome = service.run(resolved, bars.show, bars.say)
+            outcome = service.run(resolved, bars.show, bars.say, stop)
         except StoreError as e:
             # Before the first unit a store that refuses has written nothing; after it, the run can be resumed.
             _leave(e, INCOMPLETE if bars.shown else REFUSED, as_json)
@@ -146,6 +159,7 @@ def _run(config: AnyConfig, out: str, as_json: bool) -> int:
     seconds = time.monotonic() - started_s
     if as_json:
         figures = {"run_id": outcome.run_id, "out": out, "seconds": seconds, "stage_seconds": outcome.seconds}
+        figures["device_seconds"] = asdict(outcome.device_s)
         figures |= {"pictures": [str(p) for p in told.pictures], "notes": resolved.notes}
         print(json.dumps(figures | told.figures))
     else:
@@ -156,7 +170,7 @@ def _run(config: AnyConfig, out: str, as_json: bool) -> int:
             console.print(
                 f"[bold yellow]note[/] {n_failures} images, patches, neurons or documents failed; see table failures"
             )
-        console.print(f"done in {duration(seconds)}; run_id {outcome.run_id}")
+        console.print(f"done in {duration(seconds)}; run_id {outcome.run_id}; {printed.device_line(outcome.device_s)}")
         shown = ", ".join(escape(str(p)) for p in told.pictures)
         console.print(f"at a glance: {shown}; the tables: polyray.open({escape(repr(out))})")
     return OK
@@ -213,11 +227,11 @@ def _plan(config: AnyConfig, as_json: bool) -> int:
         e = psi_text_estimate.estimate(config) if isinstance(config, PsiTextConfig) else estimate.estimate(config)
     e.notes += floor_note(config, e.n_neurons, e.n_images or config.science.embed.n_pool)
     if config.execution.address is None:
-        nodes = [service.this_machine()]
+        nodes, groups = [service.this_machine()], []
     else:
         with service.cluster(config.execution):
-            nodes = service.nodes()
-    e.problems += service.lacks(config.execution, nodes)
+            nodes, groups = service.nodes(), service.groups()
+    e.problems += service.lacks(config.execution, nodes, groups)
     if as_json:
         print(json.dumps({**asdict(e), "feasible": not e.problems}))
     else:
@@ -230,13 +244,13 @@ def _plan_text(config: TextConfig, as_json: bool) -> int:
     from polyray.cluster.text_estimate import estimate
 
     if config.execution.address is None:
-        nodes = [service.this_machine()]
+        nodes, groups = [service.this_machine()], []
     else:
         with service.cluster(config.execution):
-            nodes = service.nodes()
+            nodes, groups = service.nodes(), service.groups()
     with _aside(as_json):
-        e = estimate(config, service.room_of(config.execution, nodes))
-    e.problems += service.lacks(config.execution, nodes)
+        e = estimate(config, service.room_of(config.execution, nodes, groups))
+    e.problems += service.lacks(config.execution, nodes, groups)
     if as_json:
         print(json.dumps({**asdict(e), "feasible": not e.problems}))
     else:
@@ -320,13 +334,24 @@ def sensitivity(
         list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override one key of execution.")
     ] = None,
     address: Address = None,
+    log_json: LogJson = None,
     as_json: Json = False,
 ) -> None:
     """Score a finished sweep again with one thing changed, and say how well the scores agree."""
-    _guarded(lambda: _sensitivity(out, vary or [], overrides or [], address, as_json), as_json)
+    stop = Stop()
+    with stop.listening():
+        _guarded(lambda: _sensitivity(out, vary or [], overrides or [], address, log_json, stop, as_json), as_json)
 
 
-def _sensitivity(out: str, vary: list[str], overrides: list[str], address: str | None, as_json: bool) -> int:
+def _sensitivity(
+    out: str,
+    vary: list[str],
+    overrides: list[str],
+    address: str | None,
+    log_json: str | None,
+    stop: Stop,
+    as_json: bool,
+) -> int:
     from polyray.cluster import service
     from polyray.cluster.vary import resolve
     from polyray.dataset import open as open_dataset
@@ -338,9 +363,9 @@ def _sensitivity(out: str, vary: list[str], overrides: list[str], address: str |
     for note in asked.notes:
         console.print(f"[bold yellow]note[/] {escape(note)}")
     if asked.remaining:
-        with service.cluster(asked.execution), Bars(console) as bars:
+        with logs.to_machines(log_json), service.cluster(asked.execution), Bars(console) as bars:
             try:
-                service.vary(asked, bars.show, bars.say)
+                service.vary(asked, bars.show, bars.say, stop)
             except StoreError as e:
                 _leave(e, INCOMPLETE if bars.shown else REFUSED, as_json)
     if not asked.base.is_finished:  # a comparison was cut short after it was committed

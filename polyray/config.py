@@ -199,6 +199,9 @@ class Execution(Section):
 
     address: str | None = None
     """Ray cluster; local Ray is started where none is given."""
+    autoscale: bool = False
+    """The cluster adds nodes when actors ask for them: ask and wait for what no living node can hold. Not needed where
+    Ray's autoscaler says itself what it may add."""
     subject: PoolConfig = PoolConfig()
     """Actors that hold the subject and mine."""
     encoder: PoolConfig = PoolConfig()
@@ -208,8 +211,9 @@ class Execution(Section):
     scoring_vectors_gb: float = Field(0.5, gt=0, allow_inf_nan=False)
     """Most GiB of vectors of neurons' examples that a scoring actor holds at a time, however many neurons there are;
     the layer's pool comes on top. It holds those of one unit (64 neurons) in any case."""
-    bundle_s: float = Field(5.0, gt=0, le=600)
-    """Target duration of one call in seconds: several small units travel together."""
+    bundle_s: float = Field(10.0, gt=0, lt=30)
+    """Target duration of one call in seconds, for which several small units travel together; well below the 30 s that a
+    spot node has after its notice."""
     object_store_gb: float = Field(0.5, ge=0.1, allow_inf_nan=False)
     """Object store of a local Ray in GiB; polyray sends receipts, not tensors, so little is needed."""
 

@@ -19,6 +19,14 @@ _CAPTION = (
 )
 
 
+def device_line(spent: Any) -> str:
+    """What a run's actors worked, and how much of it an undisturbed run would not have."""
+    lost = f", {spent.lost:,.0f} s lost" if spent.lost >= 0.5 else ", none lost"
+    if spent.lost >= 0.5:
+        lost += f" ({spent.twice:,.0f} s of units done twice, {spent.cut:,.0f} s of calls whose actor was lost)"
+    return f"{spent.used:,.0f} device-seconds used{lost}"
+
+
 def summary_tables(records: list[dict[str, Any]], config: Config) -> list[Any]:
     """The census: a line a layer."""
     from polyray.report import summary

@@ -151,6 +151,9 @@ class TextExecution(Section):
 
     address: str | None = None
     """Ray cluster; local Ray is started where none is given."""
+    autoscale: bool = False
+    """The cluster adds nodes when actors ask for them: ask and wait for what no living node can hold. Not needed where
+    Ray's autoscaler says itself what it may add."""
     shard: PoolConfig = PoolConfig()
     """Actors that each hold one shard of the model; `max` is how many shards it is cut into, by default as many as
     fit, at most one a block."""
@@ -161,8 +164,9 @@ class TextExecution(Section):
     several passes. A layer lies on one shard, and a sweep one of whose layers is beyond all of them is refused."""
     checkpoint_s: float = Field(120.0, gt=0)
     """Seconds between checkpoints of mining: what the loss of a shard costs at most."""
-    bundle_s: float = Field(5.0, gt=0, le=600)
-    """Target duration of one call in seconds: several small units travel together."""
+    bundle_s: float = Field(10.0, gt=0, lt=30)
+    """Target duration of one call in seconds, for which several small units travel together; well below the 30 s that a
+    spot node has after its notice."""
     object_store_gb: float = Field(0.5, ge=0.1, allow_inf_nan=False)
     """Object store of a local Ray in GiB, through which hidden states pass between shards."""
 

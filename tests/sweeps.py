@@ -152,12 +152,12 @@ main()
 class Command:
     """`polyray …` in a process group of its own, as a shell starts it."""
 
-    def __init__(self, folder: Path, *args: object) -> None:
+    def __init__(self, folder: Path, *args: object, program: str = AS_FROM_A_TERMINAL) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._stdout, self._stderr = folder / "stdout", folder / "stderr"
         with self._stdout.open("wb") as stdout, self._stderr.open("wb") as stderr:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", AS_FROM_A_TERMINAL, *map(str, args)],
+                [sys.executable, "-u", "-c", program, *map(str, args)],
                 stdout=stdout,
                 stderr=stderr,
                 env=clean_environment(folder),

@@ -396,7 +396,7 @@ def test_no_execution_value_changes_the_run(combination: tuple[str, str, str]) -
         assert changed.execution != config.execution, key
         assert id_of(changed) == id_of(config), key
         n_changed += 1
-    assert n_changed == 3 * 6 + 4
+    assert n_changed == 3 * 6 + 5
 
 
 def test_contents_and_schema_version_change_the_run() -> None:

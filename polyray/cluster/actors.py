@@ -34,9 +34,10 @@ class WorkerActor:
     def __init__(self, kind: str, sweep: AnySweep) -> None:
         self._worker: UnitWorker = _worker(kind, sweep)
 
-    def ready(self) -> bool:
-        """Answers once the model is loaded and checked."""
-        return True
+    def ready(self) -> str:
+        """Answers once the model is loaded and checked, with the id of the actor's node."""
+        node: str = ray.get_runtime_context().get_node_id()
+        return node
 
     def run(self, units: Sequence[Work]) -> list[Receipt | Failed]:
         """Does the units of one call."""

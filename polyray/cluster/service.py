@@ -1,28 +1,33 @@
 """Service: does with Ray what the dispatcher decided.
 
-Place in the flow: `cli.py` calls `run`; this is the driver, and it stays thin: it starts and lets go of actors, sends
-calls, commits receipts, and asks the dispatcher what to do next. What bites in Ray and why each guard is here: a dead
-actor raises one of a dozen exceptions, so whatever Ray raises for a call means that its actor is lost (what a unit
-raises is caught in the worker); a pending actor pends in silence; worker logs flood the driver.
+Place in the flow: `cli.py` calls `run`; this is the driver, and it stays thin: it asks the dispatcher what to do next,
+has the crew do it, and commits the receipts that come back. `drive` is the loop.
 """
 
 import logging
+import math
 import os
 import secrets
+import signal
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import pyarrow as pa
 import ray
-import ray.exceptions as rx
-import torch
 
 from polyray.cluster import actors, chain, text_memory
-from polyray.cluster.dispatch import Cause, Dispatcher, Policy, Progress, Unit
+from polyray.cluster.crew import Crew, OnMessage
+from polyray.cluster.dispatch import Dispatcher, Policy, Progress, Unit
+from polyray.cluster.interrupt import GRACE_S, Interrupted, Stop
 from polyray.cluster.plan import Work
 from polyray.cluster.resolve import Resolved
+from polyray.cluster.room import NodeGroup, at_once, groups, lacks, most_actors, nodes
+from polyray.cluster.room import capacity as capacity
+from polyray.cluster.room import this_machine as this_machine
+from polyray.cluster.telemetry import DeviceSeconds, Telemetry
 from polyray.cluster.text_plan import TextSweep
 from polyray.cluster.text_resolve import TextResolved
 from polyray.cluster.units import Failed
@@ -36,17 +41,16 @@ from polyray.text_config import TextExecution
 
 log = logging.getLogger(__name__)
 
-POLL_S = 0.2
-"""Longest wait for an answer before the dispatcher is asked again."""
-PENDING_S = 60.0
-"""An actor that has not started for so long is worth a word."""
+TOLD_S = 0.2
+"""How often progress is told."""
+LOOK_S = 5.0
+"""How often the cluster is looked at for room, and the gauges are set."""
 
 _TOKEN = secrets.token_hex(32)
 """One a process, since Ray reads it only once."""
 
 AnySweep = actors.AnySweep
 OnProgress = Callable[[str, Progress], None]
-OnMessage = Callable[[str], None]
 
 
 @dataclass
@@ -56,6 +60,8 @@ class Outcome:
     run_id: str
     seconds: dict[str, float] = field(default_factory=dict)
     """Wall seconds by stage, of the stages that had work left."""
+    device_s: DeviceSeconds = field(default_factory=DeviceSeconds)
+    """What this run's actors worked; of a chain of shards it is not known."""
 
 
 @contextmanager
@@ -69,6 +75,7 @@ def cluster(execution: Execution | TextExecution) -> Iterator[None]:
         yield
         return
     before = {name: os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         if execution.address is None:
@@ -80,6 +87,8 @@ def cluster(execution: Execution | TextExecution) -> Iterator[None]:
                 ray.init(address=execution.address, **quiet)
             except (ConnectionError, RuntimeError, ValueError) as e:
                 raise ConfigError(f"no Ray cluster answers at {execution.address!r}: {e}") from e
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)  # Ray takes it for itself
         yield
     finally:
         ray.shutdown()
@@ -90,59 +99,29 @@ def cluster(execution: Execution | TextExecution) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def capacity(pool: PoolConfig, nodes: list[dict[str, float]]) -> int:
-    """How many actors of a pool fit on nodes of these resources, all of them empty."""
-    need = {"CPU": pool.num_cpus, "GPU": pool.num_gpus, "memory": (pool.memory_gb or 0.0) * 1024**3}
-    return sum(
-        int(min(node.get(name, 0.0) / amount + 1e-9 for name, amount in need.items() if amount > 0)) for node in nodes
-    )
+def room_of(
+    execution: TextExecution, nodes: list[dict[str, float]], groups: Sequence[NodeGroup] = ()
+) -> text_memory.Room:
+    """What a categorical sweep finds on nodes of these resources, and on those that the cluster may add."""
+    n_fit = {kind: at_once(getattr(execution, kind), execution, nodes, groups) for kind in ("shard", "scoring")}
+    most = sum(n_fit.values())
+    added = [group.resources for group in groups for _ in range(int(min(group.max_nodes, most)))]
+    memory = [node.get("memory", 0.0) for node in [*nodes, *added]]
+    # What a cluster that only says that it grows will add cannot be known.
+    unknown = [math.inf] * most if execution.autoscale and not groups else []
+    return text_memory.Room(n_fit, memory + unknown)
 
 
-def lacks(execution: Execution | TextExecution, nodes: list[dict[str, float]]) -> list[str]:
-    """What the cluster can never satisfy, with the numbers; empty where every pool's minimum fits."""
-    problems = []
-    pools = {name: value for name, value in execution if isinstance(value, PoolConfig)}
-    for kind, pool in pools.items():
-        fits = capacity(pool, nodes)
-        if fits < pool.min:
-            has = "; ".join(
-                ", ".join(f"{n.get(r, 0):g} {r}" for r in ("CPU", "GPU"))
-                + f", {n.get('memory', 0) / 1024**3:.1f} GiB memory"
-                for n in nodes
-            )
-            memory = f", {pool.memory_gb:g} GiB memory" if pool.memory_gb else ""
-            problems.append(
-                f"execution.{kind}: {pool.min} actor(s) of {pool.num_cpus:g} CPU, {pool.num_gpus:g} GPU{memory} each "
-                f"do not fit; the cluster's nodes have {has}, which hold {fits}. Lower min, num_cpus, num_gpus or "
-                "memory_gb."
-            )
-    return problems
-
-
-def room_of(execution: TextExecution, nodes: list[dict[str, float]]) -> text_memory.Room:
-    """What nodes of these resources have for a categorical sweep."""
-    n_fit = {kind: capacity(getattr(execution, kind), nodes) for kind in ("shard", "scoring")}
-    return text_memory.Room(n_fit, [node.get("memory", 0.0) for node in nodes])
-
-
-def nodes() -> list[dict[str, float]]:
-    """Resources of the cluster's living nodes."""
-    return [n["Resources"] for n in ray.nodes() if n["Alive"]]
-
-
-def this_machine() -> dict[str, float]:
-    """Resources of the one node that a local cluster would have, without starting it."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count()), "memory": 0.7 * memory}
-
-
-def run(resolved: Resolved | TextResolved, on_progress: OnProgress, on_message: OnMessage) -> Outcome:
+def run(
+    resolved: Resolved | TextResolved, on_progress: OnProgress, on_message: OnMessage, stop: Stop | None = None
+) -> Outcome:
     """Runs a sweep on the current Ray cluster, resuming what its OUT already holds.
 
     Args:
         resolved: from `resolve.resolve`.
         on_progress: called with the stage and how far it is.
         on_message: called with a line worth a person's attention.
+        stop: how to ask it to end before.
 
     Returns:
         The outcome of a sweep that is whole.
@@ -151,12 +130,13 @@ def run(resolved: Resolved | TextResolved, on_progress: OnProgress, on_message: 
         ConfigError: the cluster can never hold the actors asked for.
         StoreError: OUT belongs to another run, or cannot be written.
         StageError: a stage ended with failed units, so that the next cannot run.
+        Interrupted: `stop` was asked; what is committed stays.
     """
-    sweep = resolved.sweep
-    problems = lacks(sweep.config.execution, nodes())
+    sweep, stop = resolved.sweep, stop or Stop()
+    problems = lacks(sweep.config.execution, nodes(), groups())
     if isinstance(resolved, TextResolved) and not problems:
         text = resolved.sweep
-        room = room_of(text.config.execution, nodes())
+        room = room_of(text.config.execution, nodes(), groups())
         problems = text_memory.lacks(resolved.sizes, text.science, text.config.execution, text.steps, room)
     if problems:
         raise ConfigError("the cluster lacks what the config asks for:\n  " + "\n  ".join(problems))
@@ -164,7 +144,8 @@ def run(resolved: Resolved | TextResolved, on_progress: OnProgress, on_message: 
     config = sweep.config.model_dump(mode="json")
     outcome = Outcome(store.create_or_resume(resolved.identity, resolved.provenance, config))
     store = opened(sweep.out)
-    crew = _Crew(sweep, on_message)
+    telemetry = Telemetry(outcome.run_id, outcome.device_s)
+    crew = Crew(sweep, on_message, telemetry)
     stages = list(sweep.steps.items())
     try:
         for i, (stage, kind) in enumerate(stages):
@@ -177,10 +158,13 @@ def run(resolved: Resolved | TextResolved, on_progress: OnProgress, on_message: 
                 failed: dict[str, str] = {}
                 if isinstance(sweep, TextSweep) and kind == "shard":
                     crew.dismiss()
-                    n_fit = capacity(sweep.config.execution.shard, nodes())
+                    shard = sweep.config.execution.shard
+                    n_fit = at_once(shard, sweep.config.execution, nodes(), groups())
                     chain.mine(sweep, store, remaining, n_fit, on_progress, on_message)
                 else:
-                    failed = _stage(stage, kind, later, remaining, len(units), sweep, store, crew, on_progress)
+                    failed = _stage(
+                        stage, kind, later, remaining, len(units), sweep, store, crew, telemetry, stop, on_progress
+                    )
                 outcome.seconds[stage] = time.monotonic() - started_s
                 if failed:
                     _refuse_to_go_on(stage, failed, store)
@@ -194,13 +178,13 @@ def run(resolved: Resolved | TextResolved, on_progress: OnProgress, on_message: 
     return outcome
 
 
-def vary(asked: Asked, on_progress: OnProgress, on_message: OnMessage) -> None:
+def vary(asked: Asked, on_progress: OnProgress, on_message: OnMessage, stop: Stop | None = None) -> None:
     """Runs the variants of a sweep one after the other, and adds each comparison to the sweep's dataset.
 
     What OUT holds already is not done again. Raises as `run` does.
     """
     for variant in asked.remaining:
-        run(variant.resolved, _named(variant.label, on_progress), on_message)
+        run(variant.resolved, _named(variant.label, on_progress), on_message, stop)
         record(asked.base, variant)
 
 
@@ -239,157 +223,127 @@ def _stage(
     n_units: int,
     sweep: AnySweep,
     store: Store,
-    crew: "_Crew",
+    crew: Crew,
+    telemetry: Telemetry,
+    stop: Stop,
     on_progress: OnProgress,
 ) -> dict[str, str]:
     """Runs one stage to its end; returns the reasons of units that failed."""
-    pool: PoolConfig = getattr(sweep.config.execution, kind)
-    fits = capacity(pool, nodes())
-    # On a cluster that may grow, asking for more than fits now is what makes it grow.
-    most = max(pool.min, pool.max if pool.max and sweep.config.execution.address else min(pool.max or fits, fits))
-    by_key = {w.key: w for w in remaining}
+    execution = sweep.config.execution
+    pool: PoolConfig = getattr(execution, kind)
+    n_before = n_units - len(remaining)
+
+    def most() -> int:
+        return most_actors(pool, execution, nodes(), groups())
+
+    def told(p: Progress) -> None:
+        on_progress(stage, Progress(p.n_done + n_before, p.n_failed, p.n_quarantined, n_units, p.units_per_s, p.eta_s))
+
     dispatcher = Dispatcher(
         (Unit(w.key, w.weight, w.layer) for w in remaining),
-        Policy(
-            max_actors=most, min_actors=pool.min, in_flight=pool.in_flight, bundle_s=sweep.config.execution.bundle_s
-        ),
-        n_committed=n_units - len(remaining),
+        Policy(max_actors=most(), min_actors=pool.min, in_flight=pool.in_flight, bundle_s=execution.bundle_s),
+        n_committed=n_before,
     )
+    telemetry.stage(stage, pool, n_units, len(remaining))
     crew.man(kind, pool, dispatcher)
-    n_before = n_units - len(remaining)
-    while not dispatcher.done and not dispatcher.stopped:
-        now_s = time.monotonic()
-        # Idle actors at the end of a stage are kept where the next stage has use for them.
-        if later != kind or dispatcher.n_waiting:
-            for name in dispatcher.release(now_s):
-                crew.let_go(name)
-                dispatcher.actor_left(name, "released", now_s)
-        crew.grow(dispatcher.wanted_actors(now_s))
-        for call in dispatcher.assign(now_s):
-            crew.send(call.call_id, call.actor_id, [by_key[key] for key in call.keys])
-        for call_id, results in crew.answers(dispatcher):
-            now_s = time.monotonic()
-            for result in results:
-                if isinstance(result, Failed):
-                    if result.fatal:
-                        raise StoreError(f"unit {result.unit_key!r} was stopped by the dataset: {result.reason}")
-                    log.error("unit %s failed: %s\n%s", result.unit_key, result.reason, result.where)
-                    dispatcher.unit_failed(result.unit_key, result.reason, now_s)
-                else:
-                    store.commit(result)
-                    dispatcher.unit_done(result.unit_key, result.seconds, now_s)
-            dispatcher.call_done(call_id, now_s)
-        p = dispatcher.progress(time.monotonic())
-        on_progress(stage, Progress(p.n_done + n_before, p.n_failed, p.n_quarantined, n_units, p.units_per_s, p.eta_s))
-    failed = dispatcher.failed | dispatcher.quarantined
+    with stop.patience():
+        drive(
+            dispatcher,
+            crew,
+            {w.key: w for w in remaining},
+            store,
+            telemetry,
+            stop,
+            told,
+            most,
+            # Idle actors at the end of a stage are kept where the next stage has use for them.
+            keep_idle=later == kind,
+        )
     if dispatcher.stopped:
         raise StageError(f"stage {stage!r} cannot go on: {dispatcher.stopped}. What is committed stays; run again.")
-    return failed
+    return dispatcher.failed | dispatcher.quarantined
 
 
-class _Crew:
-    """The actors that exist: started, pending, busy. One kind at a time, so that one pool has the whole cluster."""
+def drive(
+    dispatcher: Dispatcher,
+    crew: Crew,
+    works: Mapping[str, Work],
+    store: Store,
+    telemetry: Telemetry,
+    stop: Stop,
+    told: Callable[[Progress], None],
+    most: Callable[[], int],
+    *,
+    keep_idle: bool = False,
+) -> None:
+    """The loop: does what the dispatcher decides until every unit has ended, or nothing can go on.
 
-    def __init__(self, sweep: AnySweep, on_message: OnMessage) -> None:
-        self._sweep = sweep
-        self._sweep_ref = ray.put(sweep)
-        self._on_message = on_message
-        self._kind: str | None = None
-        self._pool = PoolConfig()
-        self._handles: dict[str, ray.actor.ActorHandle] = {}
-        self._starting: dict[ray.ObjectRef, tuple[str, float]] = {}
-        self._calls: dict[ray.ObjectRef, tuple[int, str]] = {}
-        self._n_started = 0
-        self._warned = False
+    Args:
+        dispatcher: of one stage.
+        crew: has turned to the stage.
+        works: the units by key.
+        store: where receipts are committed.
+        telemetry: has been told of the stage.
+        stop: looked at all the time; once asked, nothing more is sent, and what is in flight gets `GRACE_S`.
+        told: called with how far the stage is, a few times a second and at the end.
+        most: how many actors there may be, asked again every few seconds, since clusters grow.
+        keep_idle: leave idle and pending actors be when nothing waits any more.
 
-    def man(self, kind: str, pool: PoolConfig, dispatcher: Dispatcher) -> None:
-        """Turns to a stage: actors of the same kind stay, others go."""
-        if kind != self._kind:
-            self.dismiss()
-            self._kind = kind
-        self._pool = pool
-        pending = {name for name, _ in self._starting.values()}
-        for name in self._handles:
-            if name not in pending:
-                dispatcher.actor_joined(name, time.monotonic())
-
-    def grow(self, wanted: int) -> None:
-        """Asks Ray for actors until as many exist or are pending as are wanted."""
-        assert self._kind is not None
-        threads = str(self._sweep.science.numerics.threads)
-        while len(self._handles) < wanted:
-            name = f"{self._kind}-{self._n_started}"
-            self._n_started += 1
-            env = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-            handle = actors.start(self._kind, self._sweep_ref, self._pool, env)
-            self._handles[name] = handle
-            self._starting[handle.ready.remote()] = (name, time.monotonic())
-
-    def send(self, call_id: int, actor_id: str, units: list[Work]) -> None:
-        """Sends a call off."""
-        self._calls[self._handles[actor_id].run.remote(units)] = (call_id, actor_id)
-
-    def answers(self, dispatcher: Dispatcher) -> Iterator[tuple[int, list[Receipt | Failed]]]:
-        """Waits a moment; yields calls that returned, reports actors that joined or left to the dispatcher."""
-        waiting = [*self._calls, *self._starting]
-        if not waiting:
-            time.sleep(POLL_S)
-            return
-        ready, _ = ray.wait(waiting, num_returns=1, timeout=POLL_S)
-        if ready:
-            ready, _ = ray.wait(waiting, num_returns=len(waiting), timeout=0)
-        self._say_when_pending()
-        for ref in ready:
-            now_s = time.monotonic()
-            if ref in self._starting:
-                name, _ = self._starting.pop(ref)
-                try:
-                    ray.get(ref)
-                    dispatcher.actor_joined(name, now_s)
-                except rx.RayError as e:
-                    self._lost(name, _cause(e, starting=True), e, dispatcher)
-            elif ref in self._calls:
-                call_id, name = self._calls.pop(ref)
-                try:
-                    results = ray.get(ref)
-                except rx.RayError as e:
-                    self._lost(name, _cause(e, starting=False), e, dispatcher)
-                else:
-                    yield call_id, results
-
-    def _lost(self, name: str, cause: Cause, error: Exception, dispatcher: Dispatcher) -> None:
-        if name not in self._handles:
-            return
-        self.let_go(name)
-        detail = actors.reason_of(error)
-        self._on_message(f"actor {name} {cause.replace('_', ' ')}: {detail}")
-        dispatcher.actor_left(name, cause, time.monotonic(), detail)
-
-    def _say_when_pending(self) -> None:
-        if self._warned or not self._starting:
-            return
-        longest = time.monotonic() - min(since for _, since in self._starting.values())
-        if longest > PENDING_S:
-            self._warned = True
-            self._on_message(
-                f"{len(self._starting)} {self._kind} actor(s) have been pending for {longest:.0f} s: the cluster is "
-                f"busy or growing. Free now: {ray.available_resources()}"
-            )
-
-    def let_go(self, name: str) -> None:
-        """Ends an actor."""
-        handle = self._handles.pop(name)
-        self._starting = {r: v for r, v in self._starting.items() if v[0] != name}
-        self._calls = {r: v for r, v in self._calls.items() if v[1] != name}
-        ray.kill(handle)
-
-    def dismiss(self) -> None:
-        """Ends all actors."""
-        for name in list(self._handles):
-            self.let_go(name)
+    Raises:
+        Interrupted: `stop` was asked, and what came back in time is committed.
+        StoreError: the dataset cannot be written.
+    """
+    began_s = told_s = looked_s = time.monotonic()
+    give_up_s: float | None = None
+    while not dispatcher.done and not dispatcher.stopped:
+        now_s = time.monotonic()
+        if stop.asked and give_up_s is None:
+            give_up_s = now_s + GRACE_S
+            crew.say(f"{stop.asked}: {crew.n_calls} call(s) in flight have {GRACE_S:.0f} s to finish; again to end now")
+        if give_up_s is None:
+            _act(dispatcher, crew, works, now_s, keep_idle=keep_idle)
+        elif not crew.n_calls or now_s > give_up_s:
+            raise Interrupted(f"interrupted by {stop.asked}; {crew.n_calls} call(s) were handed back unfinished")
+        for call_id, results in crew.answers(dispatcher):
+            for result in results:
+                _take(result, dispatcher, store, telemetry)
+            dispatcher.call_done(call_id, time.monotonic())
+        now_s = time.monotonic()
+        if now_s - told_s > TOLD_S:
+            told_s = now_s
+            told(dispatcher.progress(now_s))
+        if now_s - looked_s > LOOK_S:
+            looked_s = now_s
+            dispatcher.allow(most())
+            telemetry.standing(len(crew), dispatcher.n_open, now_s - began_s)
+    for key in dispatcher.quarantined:
+        telemetry.unit(key, "quarantined")
+    now_s = time.monotonic()
+    told(dispatcher.progress(now_s))
+    telemetry.standing(len(crew), dispatcher.n_open, now_s - began_s)
+    telemetry.stage_ended(now_s - began_s, len(dispatcher.failed) + len(dispatcher.quarantined))
 
 
-def _cause(error: Exception, *, starting: bool) -> Cause:
-    if isinstance(error, rx.NodeDiedError) or getattr(error, "preempted", False):
-        return "preempted"
-    return "start_failed" if starting else "died"
+def _act(dispatcher: Dispatcher, crew: Crew, works: Mapping[str, Work], now_s: float, *, keep_idle: bool) -> None:
+    for name in dispatcher.release(now_s):
+        if not keep_idle or dispatcher.n_waiting or crew.is_draining(name):
+            crew.let_go(name)
+            dispatcher.actor_left(name, "released", now_s)
+    crew.grow(dispatcher.wanted_actors(now_s), shrink=not keep_idle and not dispatcher.n_waiting)
+    for call in dispatcher.assign(now_s):
+        crew.send(call, [works[key] for key in call.keys])
+
+
+def _take(result: Receipt | Failed, dispatcher: Dispatcher, store: Store, telemetry: Telemetry) -> None:
+    """One unit came back, perhaps for the second time."""
+    now_s = time.monotonic()
+    if isinstance(result, Receipt):
+        outcome = "done" if store.commit(result) else "twice"
+        telemetry.unit(result.unit_key, outcome, result.seconds, result.host)
+        dispatcher.unit_done(result.unit_key, result.seconds, now_s)
+        return
+    if result.fatal:
+        raise StoreError(f"unit {result.unit_key!r} was stopped by the dataset: {result.reason}")
+    log.error("unit %s failed: %s\n%s", result.unit_key, result.reason, result.where)
+    telemetry.unit(result.unit_key, "failed")
+    dispatcher.unit_failed(result.unit_key, result.reason, now_s)

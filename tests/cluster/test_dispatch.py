@@ -27,9 +27,14 @@ class World:
     late: float = 0.0  # that an actor's last unit is reported after its loss
     echo: float = 0.0  # that an old answer comes again
     silent_frac: float = 0.0  # that a call forgets to report a unit
+    slow: float = 0.0  # that a unit takes a hundred times as long
+    drains: float = 0.0  # that an actor's node is given notice, and is gone `NOTICE_S` later
     poison: frozenset[str] = frozenset()
     raising: frozenset[str] = frozenset()
     capacity: int = 99  # actors the cluster can hold
+
+
+NOTICE_S = 30.0
 
 
 @dataclass
@@ -38,6 +43,9 @@ class Worker:
 
     calls: list[Call] = field(default_factory=list)
     n_sent: int = 0
+    since_s: float = 0.0  # when it began the first of its calls
+    draining: bool = False
+    n_ended: int = 0  # calls that ended since the notice
 
 
 class Simulation:
@@ -53,9 +61,12 @@ class Simulation:
         self.n_events = self.n_starts = 0
         self.workers: dict[str, Worker] = {}
         self.starting: set[str] = set()
-        self.live: dict[str, Call] = {}
+        self.live: dict[str, list[Call]] = {}
         self.ended: dict[str, str] = {}
-        self.deaths = dict.fromkeys(self.units, 0)
+        self.deaths = dict.fromkeys(self.units, 0)  # of actors that ran other things too
+        self.solo_deaths = dict.fromkeys(self.units, 0)
+        self.n_copies = dict.fromkeys(self.units, 0)
+        self.solo_calls: set[int] = set()
         self.dead_calls: list[Call] = []
         self.trace: list[Call] = []
 
@@ -83,11 +94,15 @@ class Simulation:
     def _drive(self) -> None:
         d = self.dispatcher
         for actor in d.release(self.now_s):
-            assert not self.workers.pop(actor).calls, "a busy actor was let go"
-            assert d.actor_left(actor, "released", self.now_s) == []
+            worker = self.workers.pop(actor)
+            mine = self._forget(worker.calls)
+            assert not mine or worker.n_ended, "an actor was let go whose units are awaited"
+            assert set(d.actor_left(actor, "released", self.now_s)) == {k for k in mine if k not in self.live}
+            self.dead_calls += worker.calls
         wanted = d.wanted_actors(self.now_s)
         assert 0 <= wanted <= self.policy.max_actors
-        while len(self.workers) + len(self.starting) < min(wanted, self.world.capacity):
+        n_here = sum(not w.draining for w in self.workers.values()) + len(self.starting)
+        for _ in range(min(wanted, self.world.capacity) - n_here):
             name = f"a{self.n_starts}"
             self.n_starts += 1
             self.starting.add(name)
@@ -98,28 +113,61 @@ class Simulation:
             worker.calls.append(call)
             worker.n_sent += 1
             self.trace.append(call)
-            self.live |= dict.fromkeys(call.keys, call)
+            for key in call.keys:
+                self.live.setdefault(key, []).append(call)
             if len(worker.calls) == 1:
+                worker.since_s = self.now_s
                 self._at(self._seconds(call.keys[0]), "unit", call, 0)
-        idle = [name for name, w in self.workers.items() if not w.calls]
-        waiting = [key for key in self.units if key not in self.live and key not in self.ended]
+        idle = [name for name, w in self.workers.items() if not w.calls and not w.draining]
+        waiting = self._waiting()
         n_ordinary = sum(self.deaths[key] < self.policy.shared_deaths for key in waiting)
         n_draining = n_ordinary < len(waiting)
         assert not n_ordinary or len(idle) <= n_draining, f"work waits while {idle} idle"
 
+    def _waiting(self) -> list[str]:
+        """Units that could be sent to some actor."""
+        most = self.policy.solo_deaths
+        return [k for k in self.units if k not in self.live and k not in self.ended and self.solo_deaths[k] < most]
+
     def _check_call(self, call: Call) -> None:
         worker = self.workers[call.actor_id]
         assert call.keys
+        assert not worker.draining
         assert len(worker.calls) < self.policy.in_flight
         for key in call.keys:
-            assert key not in self.live, "in two live calls"
             assert key not in self.ended, "ended, and sent again"
+            if call.is_copy:
+                self._check_copy(call)
+            else:
+                assert key not in self.live, "in flight twice, and not as a copy"
             if self.deaths[key]:
                 assert call.keys == (key,), "a unit that killed shares a call"
                 assert not worker.calls, "a unit that killed shares an actor"
             if self.deaths[key] >= self.policy.shared_deaths:
                 assert worker.n_sent == 0, "the actor is not fresh"
-        assert not any(self.deaths[key] for other in worker.calls for key in other.keys), "joined a unit that killed"
+                self.solo_calls.add(call.call_id)
+        alone = [other for other in worker.calls if other.is_copy or any(self.deaths[key] for key in other.keys)]
+        assert not alone, "joined a copy or a unit that killed"
+
+    def _check_copy(self, call: Call) -> None:
+        (key,) = call.keys
+        (first,) = self.live[key]
+        self.n_copies[key] += 1
+        assert first.actor_id != call.actor_id
+        assert not self._waiting(), "a copy was sent while units wait"
+        assert not self.workers[call.actor_id].calls
+        assert self.deaths[key] == 0
+        assert self.n_copies[key] <= self.policy.copies
+        assert self.now_s - self.workers[first.actor_id].since_s > self.policy.copy_after_s
+
+    def _forget(self, calls: list[Call]) -> list[str]:
+        """Units of calls that will never return, one by one out of flight."""
+        lost = [key for call in calls for key in call.keys if call in self.live.get(key, [])]
+        for key in lost:
+            self.live[key] = [c for c in self.live[key] if c not in calls]
+            if not self.live[key]:
+                del self.live[key]
+        return lost
 
     def _check_progress(self) -> None:
         progress = self.dispatcher.progress(self.now_s)
@@ -134,19 +182,25 @@ class Simulation:
         d = self.dispatcher
         assert set(d.failed) == {key for key, outcome in self.ended.items() if outcome == "failed"}
         assert not set(d.quarantined) & set(self.ended)
-        limit = self.policy.shared_deaths + self.policy.solo_deaths
-        assert all(self.deaths[key] == limit for key in d.quarantined)
-        assert all(n <= limit for n in self.deaths.values())
+        shared, solo = self.policy.shared_deaths, self.policy.solo_deaths
+        assert all(self.solo_deaths[key] == solo for key in d.quarantined)
+        assert all(n <= solo for n in self.solo_deaths.values())
+        # A unit and its copy may both be in flight when the one before the last death happens.
+        assert all(n <= shared + (self.n_copies[key] > 0) for key, n in self.deaths.items())
         if d.stopped is None:
             assert set(self.units) == set(self.ended) | set(d.quarantined)
         else:
             assert not d.done
         assert d.wanted_actors(self.now_s) == 0
         assert d.assign(self.now_s) == []
-        assert d.release(self.now_s) == [name for name, w in self.workers.items() if not w.calls]
+        awaited = {call.actor_id for calls in self.live.values() for call in calls}
+        over = [name for name, w in self.workers.items() if not w.draining and name not in awaited]
+        over += [name for name, w in self.workers.items() if w.draining and (w.n_ended or not w.calls)]
+        assert sorted(d.release(self.now_s)) == sorted(over)
 
     def _seconds(self, key: str) -> float:
-        return self.units[key].weight * self.rng.uniform(0.5, 1.5)
+        slow = 100 if self.rng.random() < self.world.slow else 1
+        return self.units[key].weight * self.rng.uniform(0.5, 1.5) * slow
 
     def _end(self, key: str, outcome: str) -> None:
         if outcome == "done":
@@ -156,6 +210,11 @@ class Simulation:
         if key not in self.dispatcher.quarantined:
             self.ended.setdefault(key, outcome)
         self.live.pop(key, None)
+
+    def _on_notice_over(self, name: str) -> None:
+        if name in self.workers:
+            running = self.workers[name].calls  # never empty: an idle actor is let go at once
+            self._lose(name, "preempted", running[0].keys[0])
 
     def _on_start(self, name: str) -> None:
         self.starting.remove(name)
@@ -168,12 +227,16 @@ class Simulation:
     def _on_unit(self, call: Call, idx: int) -> None:
         worker = self.workers.get(call.actor_id)
         if worker is None:
-            return
+            return None
         key, world = call.keys[idx], self.world
         if key in world.poison or self.rng.random() < world.died:
             return self._lose(call.actor_id, "died", key)
         if self.rng.random() < world.preempted:
             return self._lose(call.actor_id, "preempted", key)
+        if not worker.draining and self.rng.random() < world.drains:
+            worker.draining = True
+            self.dispatcher.actor_draining(call.actor_id)
+            self._at(NOTICE_S, "notice_over", call.actor_id)
         if self.rng.random() >= world.silent_frac:
             self._end(key, "failed" if key in world.raising else "done")
         if self.rng.random() < world.echo:
@@ -181,13 +244,16 @@ class Simulation:
         if idx + 1 < len(call.keys):
             return self._at(self._seconds(call.keys[idx + 1]), "unit", call, idx + 1)
         self.dispatcher.call_done(call.call_id, self.now_s)
-        for silent in [k for k in call.keys if self.live.get(k) == call]:
-            self.ended[silent] = "failed"
-            del self.live[silent]
+        for silent in self._forget([call]):
+            if silent not in self.live:
+                self.ended[silent] = "failed"
         worker.calls.remove(call)
+        worker.since_s = self.now_s
+        worker.n_ended += worker.draining
         self.dead_calls.append(call)
         if worker.calls:
             self._at(self._seconds(worker.calls[0].keys[0]), "unit", worker.calls[0], 0)
+        return None
 
     def _on_late(self, key: str, call: Call) -> None:
         self._end(key, "done")
@@ -205,13 +271,13 @@ class Simulation:
 
     def _lose(self, name: str, cause: Cause, key: str) -> None:
         calls = self.workers.pop(name).calls
-        lost = [k for call in calls for k in call.keys if self.live.get(k) == call]
-        for k in lost:
-            del self.live[k]
-            self.deaths[k] += cause == "died"
-        limit = self.policy.shared_deaths + self.policy.solo_deaths
+        lost = self._forget(calls)
+        if cause == "died":
+            for k in lost:
+                (self.solo_deaths if calls[0].call_id in self.solo_calls else self.deaths)[k] += 1
         again = self.dispatcher.actor_left(name, cause, self.now_s, "SIGKILL")
-        assert again == [k for k in lost if self.deaths[k] < limit]
+        waiting = self._waiting()
+        assert again == [k for k in lost if k in waiting]
         assert self.dispatcher.actor_left(name, "died", self.now_s) == []
         self.dead_calls += calls
         if self.rng.random() < self.world.late and key not in self.world.poison:
@@ -241,6 +307,9 @@ policies = st.builds(
     min_actors=st.integers(1, 2),
     in_flight=st.integers(1, 3),
     bundle_s=st.sampled_from([0.5, 3.0, 20.0]),
+    shared_deaths=st.sampled_from([1, 3]),
+    copies=st.integers(0, 2),
+    idle_s=st.sampled_from([0.0, 30.0]),
 )
 chance = st.sampled_from([0.0, 0.02, 0.2])
 worlds = st.builds(
@@ -252,6 +321,8 @@ worlds = st.builds(
     late=st.sampled_from([0.0, 0.5]),
     echo=chance,
     silent_frac=st.sampled_from([0.0, 0.05]),
+    slow=chance,
+    drains=chance,
     poison=st.frozensets(st.sampled_from([f"u{i}" for i in range(0, 60, 7)]), max_size=3),
     raising=st.frozensets(st.sampled_from([f"u{i}" for i in range(3, 60, 7)]), max_size=3),
     capacity=st.sampled_from([1, 3, 99]),
@@ -261,6 +332,12 @@ worlds = st.builds(
 @settings(max_examples=250, deadline=None)
 @given(n=st.integers(1, 60), layers=st.integers(1, 4), policy=policies, world=worlds)
 @example(n=60, layers=3, policy=Policy(max_actors=1), world=World(died=0.3, preempted=0.3, late=1.0, echo=0.3))
+@example(
+    n=40,
+    layers=1,
+    policy=Policy(max_actors=5, shared_deaths=1),
+    world=World(died=0.1, slow=0.2, drains=0.1, poison=frozenset({"u35"}), capacity=4),
+)
 def test_every_unit_ends_once_whatever_happens(n: int, layers: int, policy: Policy, world: World) -> None:
     Simulation(stage(n, layers=layers), policy, world).run()
 
@@ -281,8 +358,10 @@ def test_poison_is_quarantined_and_nothing_else(seed: int, policy: Policy, poiso
     simulation = Simulation(stage(40), policy, world).run()
     assert simulation.dispatcher.stopped is None
     assert set(simulation.dispatcher.quarantined) == world.poison
-    assert all(simulation.deaths[key] == 6 for key in world.poison)
-    assert all("6 actors died with it, 3 of them fresh" in r for r in simulation.dispatcher.quarantined.values())
+    for key, reason in simulation.dispatcher.quarantined.items():
+        n_shared = simulation.deaths[key]
+        assert n_shared == policy.shared_deaths
+        assert f"{n_shared + 3} actors died with it, 3 of them fresh" in reason
     assert set(simulation.ended.values()) == {"done"}
 
 
@@ -319,7 +398,7 @@ def test_losing_all_of_a_large_cluster_twice_is_no_reason_to_stop() -> None:
 def test_one_poison_unit_does_not_take_its_bundle_along() -> None:
     simulation = Simulation(stage(300), Policy(max_actors=2, bundle_s=50), World(poison=frozenset({"u150"}))).run()
     assert max(len(call.keys) for call in simulation.trace) > 20
-    assert sorted(simulation.deaths.values())[-2:] == [1, 6]
+    assert sorted(simulation.deaths.values())[-2:] == [1, 3]
 
 
 def test_the_last_unit_of_a_resumed_stage_is_quarantined_but_a_stage_of_one_stops() -> None:
@@ -568,7 +647,7 @@ def test_wanted_actors_count_the_busy_and_add_one_for_a_unit_that_needs_its_own(
 
 
 def test_idle_actors_are_let_go_at_the_tail_and_not_asked_for_again() -> None:
-    d = started(stage(3), Policy(max_actors=4, min_actors=4, in_flight=1), 4)
+    d = started(stage(3), Policy(max_actors=4, min_actors=4, in_flight=1, copies=0), 4)
     calls = d.assign(0.0)
     assert len(calls) == 3
     assert d.release(0.0) == ["a3"]
@@ -579,6 +658,221 @@ def test_idle_actors_are_let_go_at_the_tail_and_not_asked_for_again() -> None:
     d.actor_left("a0", "preempted", 1.0)  # its unit comes back: they are of use after all
     assert d.release(1.0) == []
     assert [call.keys for call in d.assign(1.0)] == [calls[0].keys]
+
+
+# Nodes that drain
+
+
+def test_an_actor_on_a_draining_node_gets_no_more_and_goes_when_a_call_ends() -> None:
+    d = started(stage(40), Policy(max_actors=2, in_flight=2), 2)
+    calls = d.assign(0.0)
+    d.actor_draining("a0")
+    d.actor_draining("a0")
+    d.actor_draining("nobody")
+    assert d.wanted_actors(1.0) == 2  # a0 no longer counts: one more is asked for while it still runs
+    assert d.release(1.0) == []
+    finish(d, calls[1], now_s=1.0)
+    assert {c.actor_id for c in d.assign(1.0)} == {"a1"}
+    finish(d, calls[0], now_s=2.0)
+    assert d.release(2.0) == ["a0"]
+    assert d.actor_left("a0", "released", 2.0) == ["u2"]  # its second call, unharmed and first in line
+    d.actor_joined("a2", 3.0)
+    assert d.assign(3.0)[0].keys[0] == "u2"
+
+
+def test_an_idle_actor_on_a_draining_node_goes_at_once() -> None:
+    d = started(stage(1), Policy(max_actors=2), 2)
+    d.actor_draining("a0")
+    assert d.release(0.0) == ["a0"]
+    assert [c.actor_id for c in d.assign(0.0)] == ["a1"]
+
+
+def test_a_unit_that_needs_a_fresh_actor_gets_none_on_a_draining_node() -> None:
+    d = started(stage(30), Policy(max_actors=2, in_flight=1, shared_deaths=1), 1)
+    d.assign(0.0)
+    d.actor_left("a0", "died", 0.0)
+    d.actor_joined("a1", 1.0)
+    d.actor_draining("a1")
+    assert d.assign(1.0) == []
+    assert d.wanted_actors(1.0) == 2
+    d.actor_joined("a2", 2.0)
+    assert [(c.actor_id, c.keys) for c in d.assign(2.0)] == [("a2", ("u0",))]
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), policy=policies)
+def test_notices_cost_no_unit_anything_where_calls_are_shorter_than_a_drain(seed: int, policy: Policy) -> None:
+    policy = replace(policy, shared_deaths=1, solo_deaths=1, bundle_s=min(policy.bundle_s, 10.0))
+    simulation = Simulation(stage(60), policy, World(seed=seed, drains=0.1)).run()
+    assert set(simulation.ended.values()) == {"done"}
+    assert not any(simulation.deaths.values())
+    assert not simulation.dispatcher._fruitless  # whoever had a notice was let go before the node was gone
+
+
+# Copies of stragglers
+
+
+def with_straggler(**policy: object) -> tuple[Dispatcher, Call]:
+    """Eight of nine units took a second each; the ninth has been running at a0 since second 10."""
+    given = {"max_actors": 3, "in_flight": 1, "bundle_s": 1.0, "copy_after_s": 4.0} | policy
+    d = started(stage(9), Policy(**given), 1)  # type: ignore[arg-type]
+    for i in range(8 // int(given["in_flight"])):
+        for call in d.assign(float(i)):
+            finish(d, call, now_s=float(i + 1))
+    (call,) = d.assign(10.0)
+    assert call.keys == ("u8",)
+    return d, call
+
+
+def test_a_straggler_is_copied_once_it_is_late_and_the_first_answer_counts() -> None:
+    d, first = with_straggler()
+    d.actor_joined("a1", 11.0)
+    assert d.assign(14.0) == []  # neither four seconds nor three times as long as it should
+    assert d.release(14.0) == []  # but a1 might be needed
+    (copy,) = d.assign(14.1)
+    assert (copy.actor_id, copy.keys, copy.is_copy) == ("a1", ("u8",), True)
+    assert not first.is_copy
+    assert d.assign(1000.0) == []  # in flight twice is enough
+    assert d.wanted_actors(1000.0) == 2
+    d.unit_done("u8", 1.0, 1001.0)
+    d.call_done(copy.call_id, 1001.0)
+    assert d.done
+    assert d.release(1001.0) == ["a0", "a1"]  # nobody waits for what a0 still runs
+    d.unit_done("u8", 990.0, 1002.0)
+    assert d.call_done(first.call_id, 1002.0) is None
+    assert d.progress(1002.0).n_done == 9
+
+
+def test_what_late_means_goes_by_weight_and_by_what_runs_before() -> None:
+    units = [*(Unit(f"u{i}") for i in range(6)), Unit("heavy", 10.0), Unit("behind", 1.0)]
+    d = started(units, Policy(max_actors=2, in_flight=2, bundle_s=1.0, copy_after_s=0.0), 1)
+    for i in range(3):
+        for call in d.assign(float(i)):
+            finish(d, call, now_s=float(i + 1))
+    calls = d.assign(100.0)
+    assert [c.keys for c in calls] == [("heavy",), ("behind",)]
+    d.actor_joined("a1", 100.0)
+    assert d.assign(130.0) == []  # three times ten seconds
+    assert [c.keys for c in d.assign(130.1)] == [("heavy",)]
+    d.actor_joined("a2", 131.0)
+    assert d.assign(133.0) == []
+    assert [c.keys for c in d.assign(133.1)] == [("behind",)]  # stuck behind it
+
+
+def test_no_copy_while_anything_waits_or_little_was_measured() -> None:
+    d, _ = with_straggler(copies=0)
+    d.actor_joined("a1", 11.0)
+    assert d.assign(1e6) == []
+    d = started(stage(3), Policy(max_actors=3, in_flight=1), 1)
+    for i in range(2):
+        finish(d, d.assign(float(i))[0], now_s=i + 1.0)
+    d.assign(3.0)
+    d.actor_joined("a1", 4.0)
+    assert d.assign(1e6) == []  # two units say little about the third
+    d = started(stage(30), Policy(max_actors=2, in_flight=1, bundle_s=1.0), 2)
+    for i in range(10):
+        for call in d.assign(float(i)):
+            if call.actor_id == "a1":
+                finish(d, call, now_s=i + 1.0)
+    assert all(c.keys != ("u0",) for c in d.assign(1e6))  # a0 has had u0 since the beginning, but others wait
+
+
+def test_an_actor_is_asked_for_where_none_idles_for_a_late_unit() -> None:
+    d, _ = with_straggler()
+    assert d.wanted_actors(14.0) == 1
+    assert d.wanted_actors(14.1) == 2
+    d.actor_joined("a1", 20.0)
+    assert [c.is_copy for c in d.assign(20.0)] == [True]
+    assert d.wanted_actors(20.0) == 2
+
+
+def test_idle_actors_stay_for_copies_but_not_for_ever() -> None:
+    d, _ = with_straggler(idle_s=30.0, copy_factor=100.0)
+    d.actor_joined("a1", 11.0)
+    d.actor_joined("a2", 12.0)
+    assert d.release(12.0) == ["a2"]  # one unit is in flight: one may be needed
+    d.actor_left("a2", "released", 12.0)
+    assert d.release(40.9) == []
+    assert d.release(41.0) == ["a1"]
+
+
+@pytest.mark.parametrize("cause", ["died", "preempted", "released"])
+def test_the_loss_of_a_copy_or_of_the_first_leaves_the_other_in_flight(cause: Cause) -> None:
+    for lost, left in (("a0", "a1"), ("a1", "a0")):
+        d, _ = with_straggler(shared_deaths=2)
+        d.actor_joined("a1", 11.0)
+        d.assign(20.0)
+        assert d.actor_left(lost, cause, 21.0) == []
+        d.actor_joined("a2", 22.0)
+        (again,) = d.assign(60.0) or [None]
+        if cause == "died":
+            assert again is None  # a unit with a death behind it is not copied
+        else:
+            assert again is not None
+            assert again.is_copy
+            d.actor_left("a2", "released", 61.0)
+            d.actor_joined("a3", 62.0)
+            assert d.assign(90.0) == []  # its two copies are used up
+        assert d.actor_left(left, cause, 91.0) == ["u8"]
+        assert d.n_waiting == 1
+        d.actor_joined("a4", 92.0)
+        (call,) = [c for c in d.assign(92.0) if c.keys == ("u8",)]
+        assert not call.is_copy
+
+
+def test_deaths_of_a_unit_and_its_copy_both_count_and_solo_deaths_are_counted_apart() -> None:
+    d, _ = with_straggler(shared_deaths=1, solo_deaths=1)
+    d.actor_joined("a1", 11.0)
+    d.assign(20.0)
+    assert d.actor_left("a1", "died", 21.0) == []
+    assert d.actor_left("a0", "died", 22.0) == ["u8"]  # two deaths, none of them on a fresh actor of its own
+    assert d.quarantined == {}
+    d.actor_joined("a2", 23.0)
+    assert [c.keys for c in d.assign(23.0)] == [("u8",)]
+    d.actor_left("a2", "died", 24.0)
+    assert d.quarantined == {"u8": "3 actors died with it, 1 of them fresh and its own"}
+
+
+def test_a_call_that_forgets_a_unit_leaves_it_to_the_copy() -> None:
+    d, first = with_straggler()
+    d.actor_joined("a1", 11.0)
+    (copy,) = d.assign(20.0)
+    d.call_done(first.call_id, 21.0)
+    assert d.failed == {}
+    d.call_done(copy.call_id, 22.0)
+    assert d.failed == {"u8": "its call returned without a word about it"}
+
+
+def test_nothing_joins_an_actor_whose_unit_died_elsewhere() -> None:
+    d, _ = with_straggler(in_flight=2)
+    d.actor_joined("a1", 11.0)
+    d.actor_joined("a2", 11.0)
+    d.assign(20.0)
+    d.actor_left("a1", "died", 21.0)
+    late = Unit("late")
+    d._units["late"] = late  # as a unit that another actor gave back
+    d._open.add("late")
+    d._backlog.add(late, last=True)
+    assert [(c.actor_id, c.keys) for c in d.assign(21.0)] == [("a2", ("late",))]
+
+
+def test_stragglers_hold_a_stage_up_less_with_copies() -> None:
+    mean_s = {}
+    for copies in (0, 2):
+        policy = Policy(max_actors=6, bundle_s=3.0, copies=copies)
+        runs = [Simulation(stage(120), policy, World(seed=seed, slow=0.03)).run() for seed in range(20)]
+        mean_s[copies] = sum(run.now_s for run in runs) / len(runs)
+        assert (sum(sum(run.n_copies.values()) for run in runs) > 0) == (copies > 0)
+    assert mean_s[2] < 0.8 * mean_s[0]
+
+
+def test_the_pool_grows_with_the_cluster_and_never_shrinks() -> None:
+    d = started(stage(500), Policy(max_actors=2), 1)
+    assert d.wanted_actors(0.0) == 2
+    d.allow(5)
+    assert d.wanted_actors(0.0) == 5
+    d.allow(3)
+    assert d.wanted_actors(0.0) == 5
 
 
 def test_starts_that_fail_stop_the_stage_only_where_no_actor_lives() -> None:
@@ -712,6 +1006,9 @@ def test_what_cannot_be_is_refused() -> None:
     for bad in ({"max_actors": 0}, {"max_actors": 1, "min_actors": 2}, {"max_actors": 1, "in_flight": 0}):
         with pytest.raises(ConfigError):
             Policy(**bad)
+    for copying in ({"copies": -1}, {"copy_factor": 0.9}, {"copy_after_s": float("nan")}, {"idle_s": -1.0}):
+        with pytest.raises(ConfigError, match=next(iter(copying))):
+            Policy(max_actors=1, **copying)  # type: ignore[arg-type]
     for bundle_s in (0.0, float("nan"), float("inf")):
         with pytest.raises(ConfigError, match="bundle_s"):
             Policy(max_actors=1, bundle_s=bundle_s)

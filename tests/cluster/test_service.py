@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polyray import columns
-from polyray.cluster import actors, service
+from polyray.cluster import actors, room, service
+from polyray.cluster import crew as crews
+from polyray.cluster.crew import _cause
 from polyray.cluster.dispatch import Dispatcher, Policy, Unit
 from polyray.cluster.plan import Sweep
 from polyray.cluster.resolve import Resolved
+from polyray.cluster.telemetry import DeviceSeconds, Telemetry
 from polyray.config import Execution, PoolConfig
 from polyray.errors import ConfigError, StageError
 from polyray.records import Receipt
@@ -70,6 +74,48 @@ def test_lacks_says_what_is_asked_for_what_is_there_and_what_to_change() -> None
     )
     assert "Lower min, num_cpus, num_gpus or memory_gb" in subject
     assert service.lacks(Execution(), nodes) == []
+
+
+def grows(by: float, **resources: float) -> list[room.NodeGroup]:
+    return [room.NodeGroup(resources, by)]
+
+
+def test_a_cluster_that_says_what_it_may_add_is_measured_by_that() -> None:
+    execution = Execution(address="there", subject=PoolConfig(num_gpus=1, min=3))
+    head: list[dict[str, float]] = [{"memory": 8 * GIB}]
+    enough = [*grows(2, CPU=8.0, GPU=2.0), *grows(9, CPU=4.0)]
+    assert room.lacks(execution, head, enough) == []
+    assert room.most_actors(execution.subject, execution, head, enough) == 4
+    assert room.at_once(execution.subject, execution, head, enough) == 4
+    (problem,) = room.lacks(execution, head, [*grows(2, CPU=8.0, GPU=1.0), *grows(9, CPU=4.0)])
+    assert "its autoscaler may have 2 × 8 CPU, 1 GPU, 0.0 GiB memory; 9 × 4 CPU" in problem
+    assert "which hold 2. Lower min" in problem
+    assert "execution.autoscale" not in problem
+    assert len(room.lacks(execution, head)) == 3  # neither an encoder nor a scorer fits on a head without CPUs
+    assert "or set execution.autoscale" in room.lacks(execution, head)[0]
+
+
+def test_a_cluster_that_grows_without_bound_needs_a_bound() -> None:
+    pools = {kind: PoolConfig(max=5) for kind in ("encoder", "scoring")}
+    without = Execution(address="there", autoscale=True, **pools)
+    for groups in ([], grows(float("inf"), CPU=4.0)):
+        (problem,) = room.lacks(without, [], groups)
+        assert "Set execution.subject.max" in problem
+        bounded = without.model_copy(update={"subject": PoolConfig(max=7, min=2)})
+        assert room.lacks(bounded, [], groups) == []
+        assert room.most_actors(bounded.subject, bounded, [], groups) == 7
+        assert room.at_once(bounded.subject, bounded, [], groups) == 7
+
+
+def test_most_actors_are_those_that_fit_unless_somebody_says_otherwise() -> None:
+    here = [{"CPU": 4.0}]
+    local, there = Execution(), Execution(address="there")
+    assert room.most_actors(PoolConfig(), local, here) == 4
+    assert room.most_actors(PoolConfig(max=9), local, here) == 4
+    assert room.most_actors(PoolConfig(max=2), local, here) == 2
+    assert room.most_actors(PoolConfig(max=9), there, here) == 9  # asking for more is what makes a cluster grow
+    assert room.at_once(PoolConfig(max=9), there, here) == 4  # but a chain of nine would wait for ever
+    assert room.most_actors(PoolConfig(min=6), there, here) == 6
 
 
 def test_this_machine_has_what_ray_then_finds(ray_here: None) -> None:
@@ -160,15 +206,18 @@ def test_a_running_ray_is_taken_and_left_running(ray_here: None) -> None:
 
 def test_cause_of_a_loss() -> None:
     died = rx.RayActorError()
-    assert service._cause(died, starting=False) == "died"
-    assert service._cause(died, starting=True) == "start_failed"
-    assert service._cause(rx.NodeDiedError("gone"), starting=False) == "preempted"
-    assert service._cause(rx.NodeDiedError("gone"), starting=True) == "preempted"
+    cause = partial(_cause, node_is_going=False)
+    assert cause(died, starting=False) == "died"
+    assert cause(died, starting=True) == "start_failed"
+    assert _cause(died, starting=False, node_is_going=True) == "preempted"
+    assert _cause(died, starting=True, node_is_going=True) == "preempted"
+    assert cause(rx.NodeDiedError("gone"), starting=False) == "preempted"
+    assert cause(rx.NodeDiedError("gone"), starting=True) == "preempted"
     drained = rx.ActorDiedError()
     drained._preempted = True
     assert drained.preempted
-    assert service._cause(drained, starting=False) == "preempted"
-    assert service._cause(rx.OutOfMemoryError("x"), starting=False) == "died"
+    assert cause(drained, starting=False) == "preempted"
+    assert cause(rx.OutOfMemoryError("x"), starting=False) == "died"
 
 
 @pytest.mark.parametrize(
@@ -197,21 +246,27 @@ class Hog:
 
 
 def test_actor_that_pends_is_worth_a_word(ray_here: None, resolved: Resolved, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service, "PENDING_S", 0.5)
+    monkeypatch.setattr(crews, "PENDING_S", 0.5)
+    monkeypatch.setattr(crews, "WATCH_S", 0.1)
     hog = Hog.options(num_cpus=service.nodes()[0]["CPU"]).remote()
     ray.get(hog.pid.remote())
     messages: list[str] = []
-    crew = service._Crew(resolved.sweep, messages.append)
+    crew = crews.Crew(resolved.sweep, messages.append, Telemetry("run", DeviceSeconds()))
     dispatcher = Dispatcher([Unit("a")], Policy(max_actors=1))
     try:
         crew.man("scoring", PoolConfig(), dispatcher)
         crew.grow(1)
         for _ in range(8):
             assert list(crew.answers(dispatcher)) == []
+        assert len(crew) == 1
+        crew.grow(0)  # what is pending stays while anything waits
+        assert len(crew) == 1
+        crew.grow(0, shrink=True)  # and is taken back when nothing does: it would make a cluster grow
+        assert len(crew) == 0
     finally:
         crew.dismiss()
         ray.kill(hog)
-    assert len(messages) == 1
+    assert 2 <= len(messages) <= 3  # again and again
     assert "1 scoring actor(s) have been pending" in messages[0]
     assert "the cluster is busy or growing" in messages[0]
 
