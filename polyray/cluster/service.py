@@ -78,8 +78,11 @@ def cluster(execution: Execution | TextExecution) -> Iterator[None]:
         else:
             try:
                 ray.init(address=execution.address, **quiet)
-            except (ConnectionError, RuntimeError, ValueError) as e:
-                raise ConfigError(f"no Ray cluster answers at {execution.address!r}: {e}") from e
+            except (ConnectionError, RuntimeError, ValueError, rx.AuthenticationError) as e:
+                raise ConfigError(
+                    f"no Ray cluster answers at {execution.address!r}: {e}. Where it asks for a token, set "
+                    "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or ~/.ray/auth_token here: Ray itself does not say so."
+                ) from e
         yield
     finally:
         ray.shutdown()
