@@ -412,12 +412,14 @@ def _submit(path: Path, out: str, overrides: list[str], address: str | None, no_
         try:
             ended = jobs.follow(client, job_id, show)
         except KeyboardInterrupt:
-            advice = f"ray job logs --follow {job_id}, ray job stop {job_id}"
-            Console(stderr=True, highlight=False).print(f"no longer watched; the job goes on: {advice}")
-            return INTERRUPTED
-        code = ended.exit_code
-        figures |= {"status": ended.status, "exit": code, "run": jobs.printed_object(ended.log) if as_json else None}
-        console.print(f"job {job_id} {ended.status.lower()}, exit code {code}")
+            code = figures["exit"] = INTERRUPTED
+            advice = f"no longer watched; the job goes on. ray job logs {job_id} --follow, ray job stop {job_id}"
+            Console(stderr=True, highlight=False, soft_wrap=True).print(advice)
+        else:
+            code = ended.exit_code
+            figures |= {"status": ended.status, "exit": code}
+            figures["run"] = jobs.printed_object(ended.log) if as_json else None
+            console.print(f"job {job_id} {ended.status.lower()}, exit code {code}")
     if as_json:
         print(json.dumps(figures))
     return code

@@ -20,7 +20,7 @@ import ray
 from heads import TOKEN, Head, free_ports, started
 from ray._private import ray_constants
 from ray.job_submission import JobStatus
-from sweeps import TESTS, tiny, write_config
+from sweeps import TESTS, command, printed_json, tiny, write_config
 
 from polyray.cluster import submit
 from polyray.config import load_config
@@ -331,6 +331,46 @@ def test_object_that_run_printed_is_found_in_the_log(log: str, found: dict[str, 
     assert submit.printed_object(log) == found
 
 
+# The command line
+
+
+@pytest.fixture
+def no_cluster(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Nothing is asked of any cluster; addresses are written down."""
+    asked: list[str] = []
+    monkeypatch.setattr(submit, "connect", asked.append)
+    monkeypatch.setattr(submit, "submit", lambda client, archive, line: "job-1")
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_ADDRESS", "http://10.0.0.1:8265")
+    return asked
+
+
+def test_address_is_the_options_or_the_environments(no_cluster: list[str]) -> None:
+    for options in ((), ("--address", "http://10.0.0.2:8265")):
+        result = command("submit", "tiny.yaml", "--out", OUT, "--no-wait", *options)
+        assert result.exit_code == 0, result.output
+    assert no_cluster == ["http://10.0.0.1:8265", "http://10.0.0.2:8265"]
+
+
+def test_interrupt_stops_watching_and_says_how_to_go_on(no_cluster: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(submit, "follow", interrupted)
+    result = command("submit", "tiny.yaml", "--out", OUT, "--json")
+    assert result.exit_code == 130
+    assert printed_json(result)["exit"] == 130
+    assert "ray job logs job-1 --follow, ray job stop job-1" in result.stderr
+
+
+def test_what_cannot_be_sent_is_refused_before_a_cluster_is_asked(no_cluster: list[str]) -> None:
+    for options in (("--out", "out/here"), ("--out", OUT, "--set", "science.sede=1")):
+        result = command("submit", "tiny.yaml", *options, "--json")
+        assert result.exit_code == 2
+        assert printed_json(result)["error"] == "ConfigError"
+    assert no_cluster == []
+
+
 # A head with token authentication
 
 
@@ -340,9 +380,9 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         yield one
 
 
-def ran(command: list[object], environment: dict[str, str], folder: Path) -> subprocess.CompletedProcess[str]:
+def ran(line: list[object], environment: dict[str, str], folder: Path) -> subprocess.CompletedProcess[str]:
     """A command in a process of its own."""
-    words = [str(c) for c in command]
+    words = [str(word) for word in line]
     return subprocess.run(words, env=environment, cwd=folder, capture_output=True, text=True, timeout=500)
 
 
