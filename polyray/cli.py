@@ -7,6 +7,7 @@ Place in the flow: the top. Exit codes: 0 done; 2 bad config or data, nothing wr
 import json
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
@@ -386,6 +387,68 @@ def _sensitivity(
             f"at a glance: {escape(str(picture))}; all figures: polyray.open({escape(repr(out))})['sensitivity']"
         )
     return OK
+
+
+@app.command()
+def submit(
+    config: ConfigPath,
+    out: Annotated[
+        str, typer.Option("--out", metavar="OUT", help="Folder of the dataset, an absolute path of the cluster.")
+    ],
+    overrides: Set = None,
+    address: Annotated[
+        str | None, typer.Option(help="Dashboard of the cluster, http://HEAD:8265; by default RAY_ADDRESS.")
+    ] = None,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Leave once the job is submitted.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Run the sweep as a Ray job on a cluster, show its log, and exit as it does."""
+    _guarded(lambda: _submit(config, out, overrides or [], address, no_wait, as_json), as_json)
+
+
+def _submit(path: Path, out: str, overrides: list[str], address: str | None, no_wait: bool, as_json: bool) -> int:
+    from polyray.cluster import submit as jobs
+
+    console = _console(as_json)
+    config = load_config(path, overrides)
+    address = address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS") or ""
+    package = jobs.gather(path, config)
+    command = jobs.entrypoint(package, config, out, overrides, as_json)
+    with tempfile.TemporaryDirectory() as folder:
+        archive = Path(folder) / "package.zip"
+        n_bytes = jobs.pack(package, archive)
+        client = jobs.connect(address)
+        job_id = jobs.submit(client, archive, command)
+    for note in package.notes:
+        console.print(f"[bold yellow]note[/] {escape(note)}")
+    console.print(
+        f"job {job_id}, with {len(package.members)} file(s) of {n_bytes / 1024**2:.2f} MiB: {escape(command)}"
+    )
+    figures: dict[str, Any] = {"job_id": job_id, "address": address, "out": out, "command": command}
+    figures |= {"files": sorted(package.members), "package_bytes": n_bytes, "notes": package.notes}
+    figures |= {"status": None, "exit": None, "run": None}
+    code = OK
+    if not no_wait:
+        log_stream = sys.stderr if as_json else sys.stdout
+
+        def show(text: str) -> None:
+            log_stream.write(text)
+            log_stream.flush()
+
+        try:
+            ended = jobs.follow(client, job_id, show)
+        except KeyboardInterrupt:
+            code = figures["exit"] = INTERRUPTED
+            advice = f"no longer watched; the job goes on. ray job logs {job_id} --follow, ray job stop {job_id}"
+            Console(stderr=True, highlight=False, soft_wrap=True).print(advice)
+        else:
+            code = ended.exit_code
+            figures |= {"status": ended.status, "exit": code}
+            figures["run"] = jobs.printed_object(ended.log) if as_json else None
+            console.print(f"job {job_id} {ended.status.lower()}, exit code {code}")
+    if as_json:
+        print(json.dumps(figures))
+    return code
 
 
 @app.command()

@@ -376,6 +376,12 @@ def identity(config: AnyConfig, contents: dict[str, str], schema_version: int) -
     return flat | {"schema_version": schema_version}
 
 
+def locations(config: AnyConfig) -> dict[str, str]:
+    """What the science half says about where things lie, by dotted key: file names, or names of what is built in."""
+    named = _flatten(config.science.model_dump(mode="json", include=_LOCATORS), "science.")
+    return {key: value for key, value in named.items() if isinstance(value, str)}
+
+
 def run_id(identity_fields: dict[str, Any]) -> str:
     """16 hexadecimal digits of SHA-256 over the canonical JSON of `identity`."""
     text = json.dumps(identity_fields, sort_keys=True, separators=(",", ":"))

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 import ray
+import ray.exceptions as rx
 
 from polyray.cluster import actors, chain, text_memory
 from polyray.cluster.crew import Crew, OnMessage
@@ -85,8 +86,11 @@ def cluster(execution: Execution | TextExecution) -> Iterator[None]:
         else:
             try:
                 ray.init(address=execution.address, **quiet)
-            except (ConnectionError, RuntimeError, ValueError) as e:
-                raise ConfigError(f"no Ray cluster answers at {execution.address!r}: {e}") from e
+            except (ConnectionError, RuntimeError, ValueError, rx.AuthenticationError) as e:
+                raise ConfigError(
+                    f"no Ray cluster answers at {execution.address!r}: {e}. Where it asks for a token, set "
+                    "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or ~/.ray/auth_token here: Ray itself does not say so."
+                ) from e
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)  # Ray takes it for itself
         yield

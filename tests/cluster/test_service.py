@@ -180,14 +180,14 @@ def test_cluster_is_let_go_when_the_sweep_fails(monkeypatch: pytest.MonkeyPatch,
     assert fake.n_shutdowns == 1
 
 
-@pytest.mark.parametrize("error", [ConnectionError("nobody"), RuntimeError("nobody"), ValueError("nobody")])
+@pytest.mark.parametrize("kind", [ConnectionError, RuntimeError, ValueError, rx.AuthenticationError])
 def test_cluster_that_does_not_answer_is_a_config_error(
-    monkeypatch: pytest.MonkeyPatch, no_ray_environment: None, error: Exception
+    monkeypatch: pytest.MonkeyPatch, no_ray_environment: None, kind: type[Exception]
 ) -> None:
-    fake = FakeRay(error)
+    fake = FakeRay(kind("nobody"))
     monkeypatch.setattr(service, "ray", fake)
     with (
-        pytest.raises(ConfigError, match=r"'10\.0\.0\.1:6379'.*nobody"),
+        pytest.raises(ConfigError, match=r"'10\.0\.0\.1:6379'.*nobody.*RAY_AUTH_MODE=token"),
         service.cluster(Execution(address="10.0.0.1:6379")),
     ):
         pytest.fail("there is no cluster")
