@@ -1,8 +1,8 @@
 """The file-system calls behind the dataset: all of a file is there, or none of it, at whatever moment things stop.
 
-Which question it answers: *how do bytes reach the disk?* Place in the flow: a leaf under `store.py` and `verify.py`,
-which know what the bytes mean. Works on any local or shared POSIX file system; without hard links a record is created
-exclusively instead, and may then be seen half-written for a moment.
+Which question it answers: *how do bytes reach the disk?* Place in the flow: a leaf under `store.py` and what it is
+made of, which know what the bytes mean and ask for them through a `Place`. `Folder` works on any local or shared POSIX
+file system; without hard links a record is created exclusively instead, and may then be seen half-written for a moment.
 """
 
 import errno
@@ -10,10 +10,13 @@ import hashlib
 import os
 import re
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
+from typing import Protocol
 from urllib.parse import quote
+
+import pyarrow.fs
 
 from polyray.errors import StoreError
 
@@ -33,6 +36,129 @@ _ADVICE = {
     errno.EEXIST: "A file stands where a folder should be. Choose another OUT.",
     errno.ENOENT: "It is gone, or its folder is. Was OUT moved or deleted while in use?",
 }
+
+
+class Writer(Protocol):
+    """What a file is written to, piece by piece."""
+
+    def write(self, data: bytes) -> object:
+        """Adds to the file."""
+
+
+class Place(Protocol):
+    """Where a dataset lies. Names are relative to it, with `/` between folders; what fails raises `OSError`.
+
+    Whatever stops at whatever moment, a file is there as a whole or not at all, and when a call returns what it put
+    survives a power cut.
+    """
+
+    def at(self, name: str) -> str:
+        """Where a file is, for people."""
+
+    def read(self, name: str) -> bytes:
+        """All of a file; `FileNotFoundError` where there is none."""
+
+    def n_bytes(self, names: Iterable[str]) -> list[int | None]:
+        """Size of each file; None where there is none."""
+
+    def names(self, folder: str = "") -> list[str]:
+        """Sorted names of what a folder holds, folders included; empty where there is no such folder."""
+
+    def files_below(self, folder: str) -> list[str]:
+        """Sorted names, relative to the place, of all files below a folder."""
+
+    def make_folder(self, folder: str = "") -> None:
+        """Makes a folder, where the place has such a thing, and those above it."""
+
+    def put_if_absent(self, name: str, data: bytes) -> bool:
+        """Puts a whole file unless one is there; of several writers one alone gets True."""
+
+    def replace(self, name: str, data: bytes) -> None:
+        """Puts a whole file, in place of the old one where there is one."""
+
+    def stream(self, name: str) -> AbstractContextManager[Writer]:
+        """A new file, written piece by piece, there once the block has ended well."""
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Removes files, as far as they are there."""
+
+    def remove_folder(self, folder: str) -> None:
+        """Removes a folder and the files in it."""
+
+    def filesystem(self) -> tuple[pyarrow.fs.FileSystem, str]:
+        """For Arrow: the file system, and what goes before a name and `/`."""
+
+
+class Folder:
+    """A folder of a local or shared file system as a `Place`.
+
+    Args:
+        root: its absolute path; need not exist yet.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def at(self, name: str) -> str:
+        """See `Place`."""
+        return str(self._root / name)
+
+    def read(self, name: str) -> bytes:
+        """See `Place`."""
+        return (self._root / name).read_bytes()
+
+    def n_bytes(self, names: Iterable[str]) -> list[int | None]:
+        """See `Place`."""
+        return [_n_bytes(self._root / name) for name in names]
+
+    def names(self, folder: str = "") -> list[str]:
+        """See `Place`."""
+        return names(self._root / folder)
+
+    def files_below(self, folder: str) -> list[str]:
+        """See `Place`."""
+        return files_below(self._root, folder)
+
+    def make_folder(self, folder: str = "") -> None:
+        """See `Place`."""
+        ensure_folder(self._root / folder)
+
+    def put_if_absent(self, name: str, data: bytes) -> bool:
+        """See `Place`."""
+        return put_if_absent(self._root / name, data)
+
+    def replace(self, name: str, data: bytes) -> None:
+        """See `Place`."""
+        replace(self._root / name, data)
+
+    @contextmanager
+    def stream(self, name: str) -> Iterator[Writer]:
+        """See `Place`."""
+        path = self._root / name
+        with _passing(path.parent) as temporary:
+            with temporary.open("xb") as f:
+                yield f
+                f.flush()
+                os.fsync(f.fileno())
+            temporary.replace(path)
+            _sync_folder(path.parent)
+
+    def remove(self, names: Iterable[str]) -> None:
+        """See `Place`."""
+        for name in names:
+            remove(self._root / name)
+
+    def remove_folder(self, folder: str) -> None:
+        """See `Place`."""
+        for name in names(self._root / folder):
+            remove(self._root / folder / name)
+        # Someone who was slow may still put something there; it is no one's, and goes next time.
+        with suppress(OSError):
+            (self._root / folder).rmdir()
+
+    def filesystem(self) -> tuple[pyarrow.fs.FileSystem, str]:
+        """See `Place`."""
+        return pyarrow.fs.LocalFileSystem(), str(self._root)
 
 
 def local_folder(out: str | Path) -> Path:
@@ -77,7 +203,7 @@ def is_temporary(name: str) -> bool:
 
 
 @contextmanager
-def explained(what: str, path: Path) -> Iterator[None]:
+def explained(what: str, path: object) -> Iterator[None]:
     """Turns the file system's errors into `StoreError`s that say what failed and what to do."""
     try:
         yield
@@ -146,6 +272,13 @@ def files_below(root: Path, folder: str) -> list[str]:
     return sorted(found)
 
 
+def _n_bytes(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return None
+
+
 def _create(path: Path, data: bytes) -> bool:
     """Exclusive create for file systems without hard links."""
     try:
@@ -162,10 +295,17 @@ def _create(path: Path, data: bytes) -> bool:
 
 @contextmanager
 def _temporary(folder: Path, data: bytes) -> Iterator[Path]:
-    """A synced file under a passing name, gone at the end whatever happens short of a crash."""
+    """A synced file under a passing name."""
+    with _passing(folder) as path:
+        _write(path, data)
+        yield path
+
+
+@contextmanager
+def _passing(folder: Path) -> Iterator[Path]:
+    """A name for a file that is gone at the end whatever happens short of a crash."""
     path = folder / f".{uuid.uuid4().hex}.tmp"
     try:
-        _write(path, data)
         yield path
     finally:
         with suppress(OSError):

@@ -55,9 +55,7 @@ def progress(out: str) -> dict[str, Any]:
         done = store.committed(stage.partition("/")[0])
         n_units = len(_works(stage, shape, store)) if known else None
         known = known and n_units == len(done)
-        listed.append(
-            {"stage": stage, "n_done": len(done), "n_units": n_units, "seconds": sum(r.seconds for r in done.values())}
-        )
+        listed.append({"stage": stage, "n_done": len(done), "n_units": n_units, "seconds": done.seconds})
     return {
         "run_id": store.run_id,
         "finished": store.is_finished,

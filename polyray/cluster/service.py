@@ -143,7 +143,7 @@ def run(resolved: Resolved | TextResolved, on_progress: OnProgress, on_message: 
 
     Raises:
         ConfigError: the cluster can never hold the actors asked for.
-        StoreError: OUT belongs to another run, or cannot be written.
+        StoreError: OUT belongs to another run, is written by another driver, or cannot be written.
         StageError: a stage ended with failed units, so that the next cannot run.
     """
     sweep = resolved.sweep
@@ -153,6 +153,12 @@ def run(resolved: Resolved | TextResolved, on_progress: OnProgress, on_message: 
     config = sweep.config.model_dump(mode="json")
     outcome = Outcome(store.create_or_resume(resolved.identity, resolved.provenance, config))
     store = opened(sweep.out)
+    with store.acquire():
+        return _sweep(sweep, store, outcome, on_progress, on_message)
+
+
+def _sweep(sweep: AnySweep, store: Store, outcome: Outcome, on_progress: OnProgress, on_message: OnMessage) -> Outcome:
+    """All stages, one after the other, by the driver that holds the dataset's lease."""
     crew = _Crew(sweep, on_message)
     stages = list(sweep.steps.items())
     try:

@@ -291,8 +291,9 @@ def record(base: Store, variant: Variant) -> None:
     )
     parts = [base.write_part("sensitivity", variant.unit, rows, None)]
     parts += [base.write_part("sensitivity_neurons", variant.unit, t, x) for x, t in by_layer.items() if len(t)]
-    base.commit(Receipt(variant.unit, parts, time.monotonic() - started_s, platform.node(), STAGE))
-    base.finish()
+    with base.acquire():
+        base.commit(Receipt(variant.unit, parts, time.monotonic() - started_s, platform.node(), STAGE))
+        base.finish()
 
 
 def _neurons(store: Store) -> pa.Table:

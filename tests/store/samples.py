@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from polyray import files
 from polyray.parts import full_schema
 from polyray.records import Receipt
 from polyray.schema import TABLES
@@ -37,7 +38,20 @@ ODD_LAYERS = [
 def new_store(out: Path) -> Store:
     store = Store(out)
     store.create_or_resume(IDENTITY, PROVENANCE, {"science": {}})
+    store.acquire()
     return store
+
+
+def held(out: Path) -> Store:
+    """Another store of the same dataset, which has taken the lease over."""
+    store = Store(out)
+    store.acquire()
+    return store
+
+
+def records_in(out: Path) -> Path:
+    """The folder of the records that count."""
+    return max(p for p in (out / "commits").iterdir() if p.is_dir())
 
 
 def value(kind: pa.DataType, rng: random.Random) -> object:
@@ -101,16 +115,15 @@ def no_link(*args: object, **kwargs: object) -> None:
     raise OSError(errno.EPERM, "no links")
 
 
-def race(folder: Path, n_units: int, start: Barrier, results: "multiprocessing.Queue[list[list[bool]]]") -> None:
-    """One of several processes that do the same units at the same time, with hard links and then without."""
+def race(folder: Path, n_files: int, start: Barrier, results: "multiprocessing.Queue[list[list[bool]]]") -> None:
+    """One of several processes that put the same files at the same time, with hard links and then without."""
+    data = os.getpid().to_bytes(4, "little")[:1] * 100_000
     won = []
     for name in ("links", "no links"):
         if name == "no links":
             os.link = no_link
-        store = Store(folder / name)
         won.append([])
-        for i in range(n_units):
-            receipt = write_unit(store, i)
+        for i in range(n_files):
             start.wait(60)
-            won[-1].append(store.commit(receipt))
+            won[-1].append(files.put_if_absent(folder / name / f"{i}.json", data))
     results.put(won)
