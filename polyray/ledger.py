@@ -70,7 +70,7 @@ class Ledger:
             StoreError: the manifest is damaged, or OUT holds commits of another layout.
         """
         for _ in range(_LOOKS):
-            if not self._turn():
+            if not self.turn():
                 continue
             with files.explained("read", self._place.at(self.folder)):
                 listed = self._place.names(self.folder) if self._generation else []
@@ -100,7 +100,7 @@ class Ledger:
                 return found
             if look and not self.has_turned:
                 break
-            if self._turn():
+            if self.turn():
                 damaged = self._settle(record_name(unit) for unit in missing)
         reason = damaged.get(record_name(missing[0]), "it has no record")
         raise StoreError(
@@ -171,18 +171,7 @@ class Ledger:
                 self._place.remove_folder(f"{COMMITS}/{folder}")
             self._place.remove(f"{COMMITS}/{n}" for n in old if "." in n)
 
-    def _newest(self) -> int:
-        """The generation whose manifest is the highest; 0 where there is none yet."""
-        with files.explained("read", self._place.at(COMMITS)):
-            names = self._place.names(COMMITS)
-        if strange := [n for n in names if n.endswith(".json") and not n.startswith(".")]:
-            raise StoreError(
-                f"{self._place.at(COMMITS)!r} holds {strange[0]!r}, which this version does not know: was the dataset "
-                "written by an earlier one? Choose another OUT, or read it with the version that wrote it."
-            )
-        return max(lease.numbers(names, "units"), default=0)
-
-    def _turn(self) -> bool:
+    def turn(self) -> bool:
         """Turns to the newest generation; False where that was cleaned away in the meantime."""
         number = self._newest()
         if number == self._generation:
@@ -200,6 +189,17 @@ class Ledger:
                 f"the manifest {self._place.at(name)!r} does not count: {e}. Restore it, or choose a new OUT."
             ) from e
         return True
+
+    def _newest(self) -> int:
+        """The generation whose manifest is the highest; 0 where there is none yet."""
+        with files.explained("read", self._place.at(COMMITS)):
+            names = self._place.names(COMMITS)
+        if strange := [n for n in names if n.endswith(".json") and not n.startswith(".")]:
+            raise StoreError(
+                f"{self._place.at(COMMITS)!r} holds {strange[0]!r}, which this version does not know: was the dataset "
+                "written by an earlier one? Choose another OUT, or read it with the version that wrote it."
+            )
+        return max(lease.numbers(names, "units"), default=0)
 
     def _hold(self, generation: int, units: pa.Table) -> None:
         self._generation, self._units, self._records, self._known = generation, units, {}, None

@@ -37,7 +37,7 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from polyray import files, lease, manifest, run_file
+from polyray import compact, files, lease, manifest, run_file
 from polyray.digest import canonical, rows_digest
 from polyray.errors import StoreError
 from polyray.lease import Lease
@@ -230,9 +230,32 @@ class Store:
                 self._ledger.drop(unit_key)
             held.check()
         elif gone.num_rows:
-            self._begin(held, manifest.without(units, [unit_key]))
+            rest = manifest.without(units, [unit_key])
+            together = [[path] for path in compact.shared(gone, rest)]
+            self._begin(held, compact.merge(self.place, rest, together, self.run_id))
         with files.explained("retire parts of", self.place.at("")):
             self.place.remove(gone["path"].drop_null().to_pylist())
+
+    def compact(self, stage: str | None = None) -> None:
+        """Merges small parts into parts of 64 to 256 MB for each table and layer, and the records into a manifest.
+
+        Rows, units and digests stay what they are, and readers go on reading. Call it when no unit of the stage is
+        being worked on. A crash leaves at most files that nothing names.
+
+        Args:
+            stage: only parts of this stage; by default all.
+
+        Raises:
+            LeaseLostError: another driver took over; then nothing was removed.
+            StoreError: there is no lease, a record or a part is damaged, or OUT cannot be written.
+        """
+        held = self._held()
+        units = self.intact()
+        chosen = compact.groups(units, stage)
+        if chosen or self._ledger.n_records:
+            self._begin(held, compact.merge(self.place, units, chosen, self.run_id))
+            with files.explained("clean up", self.place.at("")):
+                self.place.remove(path for group in chosen for path in group)
 
     def committed(self, stage: str | None = None) -> Committed:
         """Receipts of all committed units, or of one stage's, by unit key in sorted order.
@@ -292,6 +315,7 @@ class Store:
             except PartsError:
                 if not self._ledger.has_turned:
                     raise
+                self._ledger.turn()
         return once()
 
     @property
@@ -304,7 +328,7 @@ class Store:
         return digests_of(self.intact())
 
     def finish(self) -> dict[str, TableDigest]:
-        """Removes what nothing names and writes `_SUCCESS`, last, with the digest of every table.
+        """Merges what is small, removes what nothing names, and writes `_SUCCESS`, last: the digest of every table.
 
         Call it when no unit is being worked on. Safe to repeat.
 
@@ -313,6 +337,7 @@ class Store:
             StoreError: there is no lease, a record is damaged, a committed part is gone, or OUT cannot be written.
         """
         held = self._held()
+        self.compact()
         # Parts are listed before records are read: a part that is committed in between is then never removed.
         on_disk = part_files(self.place)
         units = self.intact()

@@ -179,6 +179,7 @@ def _sweep(sweep: AnySweep, store: Store, outcome: Outcome, on_progress: OnProgr
                 outcome.seconds[stage] = time.monotonic() - started_s
                 if failed:
                     _refuse_to_go_on(stage, failed, store)
+                store.compact(stage.partition("/")[0])
             else:
                 n = len(units)
                 on_progress(stage, Progress(n, 0, 0, n, 0.0, 0.0))

@@ -1,6 +1,7 @@
 """A small made-up run: rows of every table from a seed, and units of work that write them."""
 
 import errno
+import itertools
 import multiprocessing
 import os
 import random
@@ -33,6 +34,10 @@ ODD_LAYERS = [
     "~",
     "L" * 300,
 ]
+
+
+# No two attempts at a unit take the same time.
+_SECONDS = itertools.count(0.5)
 
 
 def new_store(out: Path) -> Store:
@@ -99,7 +104,12 @@ def unit_key(i: int) -> str:
 def write_unit(store: Store, i: int, tables: tuple[str, ...] = ("mine_parts", "images")) -> Receipt:
     """The parts of unit i, not committed; the same rows for the same i."""
     parts = [store.write_part(t, unit_key(i), rows_of(t, 5, i), layer_of(t, f"blocks.{i % 3}")) for t in tables]
-    return Receipt(unit_key(i), parts, seconds=0.5, host="here", stage="mine")
+    return Receipt(unit_key(i), parts, seconds=next(_SECONDS), host="here", stage="mine")
+
+
+def attempts(store: Store) -> dict[str, tuple[float, list[str]]]:
+    """Which attempt at each unit was committed, and the digests of its parts, wherever they lie by now."""
+    return {unit: (r.seconds, [p.digest for p in r.parts]) for unit, r in store.committed().items()}
 
 
 def do_unit(store: Store, i: int) -> bool:

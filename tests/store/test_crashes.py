@@ -10,9 +10,10 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from skips import skip
-from store.samples import do_unit, new_store, no_link, plain, race, records_in, unit_key, write_unit
+from store.samples import attempts, do_unit, new_store, no_link, plain, race, records_in, rows_of, unit_key, write_unit
 
 from polyray import files
 from polyray.errors import StoreError
@@ -73,11 +74,13 @@ class Disk:
 
 
 def sweep(out: Path) -> dict[str, TableDigest]:
-    """A run of two units, doing what is not committed yet."""
+    """A run of three units, doing what is not committed yet; the first two are merged before the third is done."""
     store = new_store(out)
-    for i in range(2):
+    for i in (0, 3, 1):
         if unit_key(i) not in store.committed():
             do_unit(store, i)
+        if i == 3:
+            store.compact("mine")
     return store.finish()
 
 
@@ -104,26 +107,32 @@ def test_killed_before_every_single_step(tmp_path, undisturbed, hard_links):
     n_steps = n_steps_of_a_sweep(tmp_path / "count", hard_links)
     assert n_steps > 30
     n_with_leftovers = n_cut_records = 0
+    expected = plain(pa.concat_tables(rows_of("mine_parts", 5, i) for i in (0, 1, 3)))
     for n in range(1, n_steps + 1):
         out = tmp_path / str(n)
         with pytest.MonkeyPatch.context() as patch:
             Disk(patch, n, Killed(), hard_links)
             with pytest.raises(Killed):
                 sweep(out)
-        before: dict[str, Receipt] = {}
+        before: dict[str, tuple[float, list[str]]] = {}
         if (out / "commits").exists():
             report = verify(out)
             assert damage(report) <= {"unreadable"}
             n_cut_records += len(report.unreadable)
             n_with_leftovers += bool(report.orphans)
-            before = Store(out).committed()
+            before = attempts(Store(out))
+            if not report.unreadable:
+                assert Store(out).read("mine_parts").num_rows == 5 * len(before)
         assert sweep(out) == undisturbed
-        after = Store(out).committed()
+        after = attempts(Store(out))
         assert {u: after[u] for u in before} == before
-        assert verify(out, [unit_key(i) for i in range(2)]).ok
+        assert verify(out, [unit_key(i) for i in (0, 1, 3)]).ok
+        assert plain(Store(out).read("mine_parts").drop_columns(["layer"])) == expected
+        kinds = sorted(p.suffix for p in (out / "commits").iterdir())
+        assert kinds == ["", ".lease", ".units"], "one generation alone is left"
     assert n_with_leftovers > 10
-    # Two records can be cut short where they cannot be linked into place as a whole, none otherwise.
-    assert n_cut_records == (0 if hard_links else 2)
+    # Each record can be cut short where it cannot be linked into place as a whole, none otherwise.
+    assert n_cut_records == (0 if hard_links else 3)
 
 
 def refusal(out: Path) -> str:
@@ -149,7 +158,7 @@ ADVICE = {
 def test_simulated_full_disk_at_every_single_step(tmp_path, undisturbed, code):
     n_steps = n_steps_of_a_sweep(tmp_path / "count", True)
     n_errors = 0
-    for n in range(1, n_steps + 1, 1 if code == errno.ENOSPC else 5):
+    for n in range(1, n_steps + 1, 2 if code == errno.ENOSPC else 11):
         out = tmp_path / str(n)
         with pytest.MonkeyPatch.context() as patch:
             Disk(patch, n, OSError(code, os.strerror(code)))
@@ -278,7 +287,7 @@ def test_real_full_and_read_only_disk(small_disk, undisturbed):
 N_UNITS = 25
 WORKER = """
 import sys
-from store.samples import do_unit, new_store, unit_key
+from store.samples import attempts, do_unit, new_store, unit_key
 store = new_store(sys.argv[1])
 done = store.committed()
 for i in range(int(sys.argv[2])):

@@ -198,7 +198,7 @@ def test_finish_removes_orphans_alone_and_says_what_is_there(tmp_path):
 def test_a_unit_that_is_committed_while_the_run_finishes_is_not_harmed(tmp_path, monkeypatch):
     store = new_store(tmp_path)
     do_unit(store, 0)
-    list_parts, look, late = part_files, Store.intact, iter([1, 2])
+    list_parts, look, late = part_files, Store.intact, iter([1, 2, 4])
 
     def listing(place: Place) -> list[str]:
         do_unit(store, next(late))
@@ -212,7 +212,7 @@ def test_a_unit_that_is_committed_while_the_run_finishes_is_not_harmed(tmp_path,
         patch.setattr("polyray.store.part_files", listing)
         patch.setattr(Store, "intact", looking)
         store.finish()
-    assert len(store.committed()) == 3
+    assert len(store.committed()) == 4
     assert verify(tmp_path).ok
 
 
