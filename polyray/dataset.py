@@ -38,7 +38,7 @@ class Dataset(Mapping[str, ds.Dataset]):
 
     def __init__(self, out: str | Path) -> None:
         self._store = Store(out)
-        self.path: Path = self._store.out
+        self.path: Path | str = self._store.out
         self.run: dict[str, Any] = self._store.run
         self.is_finished: bool = self._store.is_finished
         self._units = self._store.intact()

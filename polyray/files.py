@@ -8,6 +8,7 @@ file system; without hard links a record is created exclusively instead, and may
 import errno
 import hashlib
 import os
+import posixpath
 import re
 import uuid
 from collections.abc import Iterable, Iterator
@@ -54,6 +55,9 @@ class Place(Protocol):
 
     def at(self, name: str) -> str:
         """Where a file is, for people."""
+
+    def prove(self) -> None:
+        """Makes sure that `put_if_absent` is what it says; `StoreError` where it is not."""
 
     def read(self, name: str) -> bytes:
         """All of a file; `FileNotFoundError` where there is none."""
@@ -102,6 +106,9 @@ class Folder:
     def at(self, name: str) -> str:
         """See `Place`."""
         return str(self._root / name)
+
+    def prove(self) -> None:
+        """See `Place`; every file system creates exclusively."""
 
     def read(self, name: str) -> bytes:
         """See `Place`."""
@@ -161,11 +168,48 @@ class Folder:
         return pyarrow.fs.LocalFileSystem(), str(self._root)
 
 
-def local_folder(out: str | Path) -> Path:
-    """The absolute path of OUT; `StoreError` where it is the address of an object store."""
-    if "://" in str(out):
-        raise StoreError(f"OUT must be a local or shared folder, got the address {str(out)!r}.")
-    return Path(out).absolute()
+def located(out: str | Path) -> Path | str:
+    """OUT as an absolute path, or as the address of an object store without a slash at its end.
+
+    Raises:
+        StoreError: it is the address of something else.
+    """
+    text = str(out)
+    if "://" not in text:
+        return Path(out).absolute()
+    scheme, _, rest = text.partition("://")
+    if scheme != "s3" or not rest.strip("/"):
+        raise StoreError(f"OUT must be a local or shared folder or s3://bucket/prefix, got the address {text!r}.")
+    return f"{scheme}://{rest.strip('/')}"
+
+
+def joined(out: Path | str, *names: str) -> Path | str:
+    """What lies relative to an OUT, with `..` taken out."""
+    if isinstance(out, Path):
+        return Path(os.path.normpath(out.joinpath(*names)))
+    scheme, _, rest = out.partition("://")
+    return f"{scheme}://{posixpath.normpath(posixpath.join(rest, *names))}"
+
+
+def folder_for_people(out: Path | str) -> Path:
+    """Where pictures of a dataset are drawn: beside its tables, or where one is when those are in an object store."""
+    return out if isinstance(out, Path) else Path()
+
+
+def place(out: Path | str) -> Place:
+    """Where an OUT from `located` lies.
+
+    Raises:
+        StoreError: it is in an object store, and the extra `s3` is not installed.
+    """
+    if isinstance(out, Path):
+        return Folder(out)
+    try:
+        # Imported here: only who asks for an object store needs the packages.
+        from polyray.objects import Bucket
+    except ModuleNotFoundError as e:
+        raise StoreError(f"{out!r} needs the package {e.name!r}: pip install 'polyray[s3]', on every node.") from e
+    return Bucket(out)
 
 
 def quoted(name: str) -> str:

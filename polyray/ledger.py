@@ -225,11 +225,13 @@ class Ledger:
                 continue
             try:
                 data = self._place.read(f"{self.folder}/{name}")
-                self._records[name] = decode(data, name, self._run_id)
             except FileNotFoundError:
                 continue
             except OSError as e:
                 damaged[name] = StoreError(f"it cannot be read: {e.strerror}")
+                continue
+            try:
+                self._records[name] = decode(data, name, self._run_id)
             except StoreError as e:
                 damaged[name] = e
         return damaged

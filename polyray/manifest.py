@@ -136,11 +136,11 @@ class Committed(Mapping[str, Receipt]):
     """Receipts by unit key, in sorted order, made when they are asked for.
 
     Args:
-        units: rows of a manifest.
+        units: rows of a manifest, which it keeps.
     """
 
     def __init__(self, units: pa.Table) -> None:
-        self._units = units
+        self.units = units
         keys = units["unit"].to_numpy() if units.num_rows else np.array([], object)
         is_first = np.append(True, keys[1:] != keys[:-1])[: len(keys)]
         self._first = {key: int(i) for key, i in zip(keys[is_first], np.flatnonzero(is_first), strict=True)}
@@ -149,14 +149,14 @@ class Committed(Mapping[str, Receipt]):
     def seconds(self) -> float:
         """What all units took together."""
         first = pa.array(list(self._first.values()), pa.int64())
-        return float(pc.sum(self._units["seconds"].take(first)).as_py() or 0.0)
+        return float(pc.sum(self.units["seconds"].take(first)).as_py() or 0.0)
 
     def __getitem__(self, unit_key: str) -> Receipt:
         start = stop = self._first[unit_key]
-        units = self._units["unit"]
+        units = self.units["unit"]
         while stop < len(units) and units[stop].as_py() == unit_key:
             stop += 1
-        return next(receipts_of(self._units.slice(start, stop - start)))
+        return next(receipts_of(self.units.slice(start, stop - start)))
 
     def __contains__(self, unit_key: object) -> bool:
         return unit_key in self._first
@@ -169,7 +169,7 @@ class Committed(Mapping[str, Receipt]):
 
     def receipts(self) -> Iterator[Receipt]:
         """All receipts, one after the other."""
-        return receipts_of(self._units)
+        return receipts_of(self.units)
 
 
 def encode(units: pa.Table, run_id: str) -> bytes:

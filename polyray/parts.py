@@ -18,6 +18,7 @@ from polyray import files
 from polyray.digest import in_order
 from polyray.errors import StoreError, nearest
 from polyray.lease import COMMITS
+from polyray.records import Receipt
 from polyray.schema import TABLES, Table
 
 _PART = re.compile(r".+-[0-9a-f]{8}\.parquet")
@@ -56,6 +57,15 @@ def new_name(place: files.Place, folder: str, unit_key: str) -> str:
         name = f"{folder}/{part_name(unit_key)}"
         if place.n_bytes([name]) == [None]:
             return name
+
+
+def require_parts(place: files.Place, receipt: Receipt) -> None:
+    """Makes sure that all parts of a receipt are there; `StoreError` where one is gone or was cut short."""
+    sizes = place.n_bytes([p.path for p in receipt.parts])
+    for part, n_bytes in zip(receipt.parts, sizes, strict=True):
+        if n_bytes != part.n_bytes:
+            found = "is gone" if n_bytes is None else f"has {n_bytes} bytes, was written with {part.n_bytes}"
+            raise StoreError(f"part {part.path!r} of unit {receipt.unit_key!r} {found}: do the unit again.")
 
 
 def part_files(place: files.Place) -> list[str]:

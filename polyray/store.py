@@ -33,7 +33,7 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pyarrow as pa
 
@@ -51,6 +51,7 @@ from polyray.parts import (
     part_files,
     read_parts,
     removable,
+    require_parts,
     table_named,
     to_parquet,
 )
@@ -64,8 +65,6 @@ _MOST_RECORDS = 10_000
 """Records in one folder before they are made part of a manifest: bounds what a driver holds in memory."""
 _READS = 5
 
-T = TypeVar("T")
-
 
 class Store:
     """One OUT: writes parts, commits units, says what is committed.
@@ -73,12 +72,12 @@ class Store:
     Any number of stores, in any processes, may read one OUT and write parts into it; one at a time may commit.
 
     Args:
-        out: folder of the dataset; need not exist yet.
+        out: folder of the dataset, which need not exist yet, or `s3://bucket/prefix`.
     """
 
     def __init__(self, out: str | Path) -> None:
-        self.out = files.local_folder(out)
-        self.place: files.Place = files.Folder(self.out)
+        self.out = files.located(out)
+        self.place = files.place(self.out)
         self._run: dict[str, Any] | None = None
         self._of_run: Ledger | None = None
         self._lease: Lease | None = None
@@ -123,6 +122,7 @@ class Store:
             StoreError: OUT holds another run (every differing field is named), was begun with another torch or
                 device class, holds files that are not polyray's, or cannot be written.
         """
+        self.place.prove()
         run = run_file.described(identity, provenance, config)
         run_file.put(self.place, run)
         self._run = self._of_run = None
@@ -195,7 +195,7 @@ class Store:
         """
         held = self._held()
         if self._ledger.standing(receipt.unit_key) is None:
-            self._require_parts(receipt)
+            require_parts(self.place, receipt)
             self._take_success_back(held)
             with files.explained("commit to", self.place.at(self._ledger.folder)):
                 try:
@@ -222,7 +222,8 @@ class Store:
             StoreError: there is no lease, or OUT cannot be written.
         """
         held = self._held()
-        units = self._own_units(held)
+        units, _ = self._ledger.look()
+        self._require_own_generation(held)
         gone = manifest.of_units(units, [unit_key])
         self._take_success_back(held)
         if self._ledger.is_recorded(unit_key):
@@ -262,19 +263,15 @@ class Store:
 
         A damaged record is no commit: it is logged, and its unit is one of those that remain.
         """
-        units, damaged = self.look()
+        units, damaged = self._ledger.look()
         for name, reason in damaged.items():
             _log.warning("commit record %s of %s does not count: %s", name, self.place.at(""), reason)
         return Committed(units if stage is None else manifest.of_stage(units, stage))
 
     def records(self) -> tuple[Committed, dict[str, StoreError]]:
         """Receipts by unit key, and of every damaged record, by name in OUT, what is wrong with it."""
-        units, damaged = self.look()
+        units, damaged = self._ledger.look()
         return Committed(units), damaged
-
-    def look(self) -> tuple[pa.Table, dict[str, StoreError]]:
-        """As `records`, the receipts as rows of a manifest."""
-        return self._ledger.look()
 
     def read(
         self,
@@ -307,7 +304,7 @@ class Store:
 
         return self.again(once)
 
-    def again(self, once: Callable[[], T]) -> T:
+    def again(self, once: Callable[[], pa.Table]) -> pa.Table:
         """What reading gives; reads again as long as parts are gone because they were merged in the meantime."""
         for _ in range(_READS):
             try:
@@ -361,7 +358,7 @@ class Store:
 
     def intact(self) -> pa.Table:
         """What counts, as rows of a manifest; refuses damaged records, whose rows would be missing without a word."""
-        units, damaged = self.look()
+        units, damaged = self._ledger.look()
         if damaged:
             name, reason = next(iter(damaged.items()))
             raise StoreError(f"{len(damaged)} commit record(s) of {self.place.at('')!r} do not count, for instance "
@@ -382,12 +379,6 @@ class Store:
         self._require_own_generation(self._lease)
         return self._lease
 
-    def _own_units(self, held: Lease) -> pa.Table:
-        """What counts, which nobody else changes as long as this store holds the lease."""
-        units, _ = self.look()
-        self._require_own_generation(held)
-        return units
-
     def _require_own_generation(self, held: Lease) -> None:
         """A driver that lost the lease may have read what the next one began, and must not write there."""
         if self._ledger.generation != self._began:
@@ -404,10 +395,3 @@ class Store:
             with files.explained("commit to", self.place.at("")):
                 self.place.remove([SUCCESS])
             self._took_success_back = True
-
-    def _require_parts(self, receipt: Receipt) -> None:
-        sizes = self.place.n_bytes([p.path for p in receipt.parts])
-        for part, n_bytes in zip(receipt.parts, sizes, strict=True):
-            if n_bytes != part.n_bytes:
-                found = "is gone" if n_bytes is None else f"has {n_bytes} bytes, was written with {part.n_bytes}"
-                raise StoreError(f"part {part.path!r} of unit {receipt.unit_key!r} {found}: do the unit again.")

@@ -17,7 +17,7 @@ from polyray import files
 from polyray.digest import rows_digest
 from polyray.errors import StoreError
 from polyray.ledger import ManifestError
-from polyray.manifest import Committed, digests_of
+from polyray.manifest import digests_of
 from polyray.parts import conform, folder_name, part_files
 from polyray.records import CopiedRecordError, PartInfo
 from polyray.schema import TABLES
@@ -89,7 +89,7 @@ def _audit(store: Store, expected_units: Iterable[str] | None) -> tuple[VerifyRe
     on_disk = part_files(store.place)
     report = VerifyReport()
     try:
-        units, damaged = store.look()
+        receipts, damaged = store.records()
     except ManifestError as e:
         report.unreadable.append(str(e))
         return report, False
@@ -97,7 +97,6 @@ def _audit(store: Store, expected_units: Iterable[str] | None) -> tuple[VerifyRe
         kind = report.duplicates if isinstance(reason, CopiedRecordError) else report.unreadable
         kind.append(f"{name}: {reason}")
     files_of: dict[str, list[tuple[str, PartInfo]]] = {}
-    receipts = Committed(units)
     for receipt in receipts.receipts():
         for part in receipt.parts:
             files_of.setdefault(part.path, []).append((receipt.unit_key, part))
@@ -111,7 +110,7 @@ def _audit(store: Store, expected_units: Iterable[str] | None) -> tuple[VerifyRe
             report.n_rows[part.table] = report.n_rows.get(part.table, 0) + part.n_rows
         _check_file(store, path, parts, report)
     report.missing_units = sorted(set(expected_units or ()) - receipts.keys())
-    _check_success(store, units, report)
+    _check_success(store, receipts.units, report)
     report.missing_parts.sort()
     report.mismatches.sort()
     report.duplicates.sort()

@@ -20,7 +20,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from polyray import columns, overlay
+from polyray import columns, files, overlay
 from polyray.cluster.changes import changed, parsed
 from polyray.cluster.plan import STAGES, Actor, Sweep
 from polyray.cluster.progress import expected_units
@@ -226,7 +226,7 @@ class _Source:
         provenance["variant"] = overlay.described(self.base, steps) | {"vary": key, "value": shown}
         text = Path(shown).name if key == "prompts" else shown
         label = re.sub(r"[^A-Za-z0-9.-]+", "_", f"{key}-{text}")[:60]
-        out = self.base.out / overlay.FOLDER / f"{label}-{run_id(fields)[:8]}"
+        out = files.joined(self.base.out, overlay.FOLDER, f"{label}-{run_id(fields)[:8]}")
         sweep = Sweep(
             self.config.model_copy(update={"science": science}),
             str(out),
