@@ -270,11 +270,11 @@ def test_disk_that_is_full_from_the_start_is_refused(
 
 
 @pytest.mark.parametrize("verb", ["run", "status", "verify"])
-def test_address_of_an_object_store_is_refused(
+def test_address_of_another_object_store_is_refused(
     tiny_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    arguments = ("run", tiny_yaml, "--out", "s3://bucket/out") if verb == "run" else (verb, "s3://bucket/out")
+    arguments = ("run", tiny_yaml, "--out", "gs://bucket/out") if verb == "run" else (verb, "gs://bucket/out")
     result = command(*arguments, "--json")
     assert "must be a local or shared folder" in refused(result, "StoreError")
     assert list(tmp_path.iterdir()) == []
