@@ -1,6 +1,8 @@
 """Merging parts changes nothing but the files: rows, units, digests, and what readers see at any moment."""
 
+import os
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -298,3 +300,21 @@ def test_the_row_groups_that_are_read_are_those_that_hold_the_rows(sizes: list[i
     for start, n in spans:
         position = skips.position(start)
         assert read[position : position + n] == list(range(start, start + n))
+
+
+def test_very_many_units_leave_few_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parts are links to a few files, so that a thousand of them take a second."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    monkeypatch.setattr(store_module, "_MOST_RECORDS", 300)
+    n, store = 1000, new_store(tmp_path)
+    made = [store.write_part("mine_parts", "u", rows_of("mine_parts", 4, i), f"l{i}") for i in range(5)]
+    for i in range(n):
+        part = made[i % 5]
+        path = part.path.replace(Path(part.path).name, f"u{i}-{i:08x}.parquet")
+        (tmp_path / path).hardlink_to(tmp_path / part.path)
+        store.commit(Receipt(f"mine/{i:04d}", [replace(part, path=path)], 1.0, "h", "mine"))
+    before = store.digests()
+    assert store.finish() == before
+    assert len([p for p in tmp_path.rglob("*") if p.is_file()]) == 5 + len(["run.json", "_SUCCESS", "lease", "units"])
+    assert store.read("mine_parts", "l3", units=["mine/0003", "mine/0998"]).num_rows == 8
+    assert verify(tmp_path, [f"mine/{i:04d}" for i in range(n)]).ok
