@@ -132,7 +132,7 @@ def _run(config: AnyConfig, out: str, log_json: str | None, stop: Stop, as_json:
 
     console = _console(as_json)
     started_s = time.monotonic()
-    folder = str(files.local_folder(out))
+    folder = str(files.located(out))
     resolved: Any
     with _aside(as_json):
         if isinstance(config, TextConfig):
@@ -192,14 +192,15 @@ def _told_of_psi(dataset: Any, config: Config) -> _Told:
 
     records = summary.layer_table(dataset)
     tables = printed.summary_tables(records, config)
-    pictures = [figure.draw(dataset, dataset.path / "summary.png")]
+    folder = files.folder_for_people(dataset.path)
+    pictures = [figure.draw(dataset, folder / "summary.png")]
     truth = planted.records(dataset) if config.science.plant else []
     if truth:
-        pictures.append(planted.draw(dataset, dataset.path / "planted.png"))
+        pictures.append(planted.draw(dataset, folder / "planted.png"))
         tables.append(printed.planted_table(truth))
     swapped = swaps.records(dataset) if config.science.swap else []
     if swapped:
-        pictures.append(swaps.draw(dataset, dataset.path / "swaps.png"))
+        pictures.append(swaps.draw(dataset, folder / "swaps.png"))
         tables.append(printed.swaps_table(swapped))
     return _Told({"layers": records, "planted": truth, "swaps": swapped}, tables, pictures)
 
@@ -208,7 +209,7 @@ def _told_of_text(dataset: Any) -> _Told:
     from polyray.report import categorical
 
     records = categorical.records(dataset)
-    pictures = [categorical.draw(dataset, dataset.path / "categorical.png")]
+    pictures = [categorical.draw(dataset, files.folder_for_people(dataset.path) / "categorical.png")]
     return _Told({"layers": records}, [printed.categorical_table(records)], pictures)
 
 
@@ -370,10 +371,11 @@ def _sensitivity(
             except StoreError as e:
                 _leave(e, INCOMPLETE if bars.shown else REFUSED, as_json)
     if not asked.base.is_finished:  # a comparison was cut short after it was committed
-        asked.base.finish()
+        with asked.base.acquire():
+            asked.base.finish()
     dataset = open_dataset(out)
     records = report.variant_table(dataset)
-    picture = report.draw(dataset, Path(out) / "sensitivity.png") if records else None
+    picture = report.draw(dataset, files.folder_for_people(dataset.path) / "sensitivity.png") if records else None
     if as_json:
         print(json.dumps({"out": out, "picture": picture and str(picture), "notes": asked.notes, "variants": records}))
         return OK

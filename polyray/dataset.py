@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
+from polyray import manifest
 from polyray.errors import StoreError
-from polyray.parts import parts_dataset, read_parts, table_named
-from polyray.records import PartInfo
+from polyray.parts import parts_dataset, table_named
 from polyray.schema import TABLES
 from polyray.store import Store
 
@@ -36,47 +37,60 @@ class Dataset(Mapping[str, ds.Dataset]):
     """
 
     def __init__(self, out: str | Path) -> None:
-        store = Store(out)
-        self.path: Path = store.out
-        self.run: dict[str, Any] = store.run
-        self.is_finished: bool = store.is_finished
-        found: dict[str, list[PartInfo]] = {}
-        for receipt in store.intact():
-            for part in receipt.parts:
-                found.setdefault(part.table, []).append(part)
-        self._parts = {t: sorted(found[t], key=lambda p: p.layer or "") for t in TABLES if t in found}
+        self._store = Store(out)
+        self.path: Path | str = self._store.out
+        self.run: dict[str, Any] = self._store.run
+        self.is_finished: bool = self._store.is_finished
+        self._units = self._store.intact()
+        self._has_turned = False
+        found = manifest.names(self._units, "table")
+        self._tables = tuple(t for t in TABLES if t in found)
 
     @property
     def tables(self) -> tuple[str, ...]:
         """Names of the tables that are there, in the schema's order."""
-        return tuple(self._parts)
+        return self._tables
 
     def __getitem__(self, table: str) -> ds.Dataset:
         """One table.
 
+        While a sweep runs its parts are merged now and then: a table that was taken from here long before it is read
+        may then miss a file; take it again. What is taken again has the same rows.
+
         Raises:
             StoreError: the schema has no such table; the nearest name is given.
         """
-        if table == "neurons" and "neuron_summary" in self._parts:
+        if table == "neurons" and "neuron_summary" in self._tables:
             return ds.dataset(self._neurons_with_summary())
-        return parts_dataset(self.path, table_named(table), self._parts.get(table, []))
+        spec = table_named(table)
+        if self._is_outdated():
+            return ds.dataset(self._read(table))
+        rows = manifest.of_table(self._units, table)
+        in_layers = pc.sort_indices(manifest.texts(rows, "layer"))
+        return parts_dataset(self._store.place, spec, rows.take(in_layers))
 
     def __contains__(self, table: object) -> bool:
-        return table in self._parts
+        return table in self._tables
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._parts)
+        return iter(self._tables)
 
     def __len__(self) -> int:
-        return len(self._parts)
+        return len(self._tables)
 
     def __repr__(self) -> str:
-        return f"Dataset({str(self.path)!r}, tables={list(self._parts)}, is_finished={self.is_finished})"
+        return f"Dataset({str(self.path)!r}, tables={list(self._tables)}, is_finished={self.is_finished})"
+
+    def _is_outdated(self) -> bool:
+        """Whether parts were merged since it was opened, perhaps with others that did not count then."""
+        self._has_turned = self._has_turned or self._store.has_turned
+        return self._has_turned
+
+    def _read(self, table: str) -> pa.Table:
+        return self._store.read(table, units=pc.unique(self._units["unit"]).to_pylist())
 
     def _neurons_with_summary(self) -> pa.Table:
-        neurons, summary = (
-            read_parts(self.path, TABLES[t], self._parts.get(t, [])) for t in ("neurons", "neuron_summary")
-        )
+        neurons, summary = (self._read(t) for t in ("neurons", "neuron_summary"))
         keys = ["layer", "neuron"]
         # Arrow joins no list columns, so the keys are joined alone, and the rows then taken by number.
         left = neurons.select(keys).append_column("left", pa.array(range(neurons.num_rows), pa.int64()))

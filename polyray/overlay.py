@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from polyray import files
 from polyray.errors import StoreError
 from polyray.store import Store
 
@@ -76,7 +77,7 @@ def opened(out: str | Path) -> Store:
         return store
     if not isinstance(found, Mapping) or not {"base", "base_run_id", "steps"} <= found.keys():
         raise StoreError(f"run.json of {str(store.out)!r} does not say which dataset it varies. Delete the folder.")
-    base = Store((store.out / str(found["base"])).resolve())
+    base = Store(files.joined(store.out, str(found["base"])))
     if base.run_id != found["base_run_id"]:
         raise StoreError(
             f"{str(store.out)!r} varies run {found['base_run_id']}, but {str(base.out)!r} holds run {base.run_id}. "

@@ -4,21 +4,24 @@ Which question it answers: *are these rows what the schema says, and what do the
 under `store.py`, which decides when a part is written and which parts count.
 """
 
+import re
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
-import pyarrow.fs
 import pyarrow.parquet as pq
 
 from polyray import files
 from polyray.digest import in_order
 from polyray.errors import StoreError, nearest
-from polyray.records import PartInfo
+from polyray.lease import COMMITS
+from polyray.records import Receipt
 from polyray.schema import TABLES, Table
+
+_PART = re.compile(r".+-[0-9a-f]{8}\.parquet")
 
 LAYER = pa.field("layer", pa.string(), metadata={"doc": "name of the layer"})
 
@@ -48,6 +51,36 @@ def part_name(unit_key: str) -> str:
     return f"{files.quoted(unit_key)}-{uuid.uuid4().hex[:8]}.parquet"
 
 
+def new_name(place: files.Place, folder: str, unit_key: str) -> str:
+    """A name that no part has yet, relative to OUT."""
+    while True:
+        name = f"{folder}/{part_name(unit_key)}"
+        if place.n_bytes([name]) == [None]:
+            return name
+
+
+def require_parts(place: files.Place, receipt: Receipt) -> None:
+    """Makes sure that all parts of a receipt are there; `StoreError` where one is gone or was cut short."""
+    sizes = place.n_bytes([p.path for p in receipt.parts])
+    for part, n_bytes in zip(receipt.parts, sizes, strict=True):
+        if n_bytes != part.n_bytes:
+            found = "is gone" if n_bytes is None else f"has {n_bytes} bytes, was written with {part.n_bytes}"
+            raise StoreError(f"part {part.path!r} of unit {receipt.unit_key!r} {found}: do the unit again.")
+
+
+def part_files(place: files.Place) -> list[str]:
+    """Sorted paths, relative to OUT, of all parts and of what unfinished writes left behind."""
+    loose = [name for name in place.names() if files.is_temporary(name)]
+    below = [path for folder in (COMMITS, *TABLES) for path in place.files_below(folder)]
+    return sorted(loose + [p for p in below if p.endswith(".parquet") or files.is_temporary(Path(p).name)])
+
+
+def removable(path: str) -> bool:
+    """Whether a file is one that only polyray can have made, so that it may be removed as an orphan."""
+    name = Path(path).name
+    return files.is_temporary(name) or _PART.fullmatch(name) is not None
+
+
 def conform(rows: pa.Table, table: Table) -> pa.Table:
     """Rows with exactly the table's columns, types and order.
 
@@ -73,36 +106,49 @@ def conform(rows: pa.Table, table: Table) -> pa.Table:
 
 def to_parquet(rows: pa.Table, run_id: str) -> bytes:
     """Rows as the bytes of a Parquet file, which says what each column means and which run it is of."""
-    # Real numbers hardly repeat: a dictionary of them costs time and space.
-    repeating = [f.name for f in rows.schema if pa.types.is_integer(f.type) or pa.types.is_string(f.type)]
-    rows = rows.replace_schema_metadata({"polyray.run_id": run_id})
     sink = pa.BufferOutputStream()
-    pq.write_table(rows, sink, compression="zstd", use_dictionary=repeating)
+    with new_parquet(sink, rows.schema, run_id) as writer:
+        writer.write_table(rows.replace_schema_metadata(writer.schema.metadata))
     return sink.getvalue().to_pybytes()
 
 
-def parts_dataset(out: Path, table: Table, parts: Iterable[PartInfo]) -> ds.Dataset:
-    """Exactly these parts as one dataset, in order, with `layer` as the records say it."""
-    schema = full_schema(table)
-    layout, disk = ds.ParquetFileFormat(), pyarrow.fs.LocalFileSystem()
-    fragments = [
-        layout.make_fragment(
-            str(out / part.path),
-            disk,
-            partition_expression=ds.field("layer") == part.layer if table.by_layer else ds.scalar(True),
-        )
-        for part in parts
-    ]
-    if not fragments:
-        return ds.dataset(schema.empty_table())
-    return ds.FileSystemDataset(fragments, schema, layout, disk)
+def new_parquet(sink: object, schema: pa.Schema, run_id: str) -> pq.ParquetWriter:
+    """A Parquet file to be written, as all of a dataset are."""
+    # Real numbers hardly repeat: a dictionary of them costs time and space.
+    repeating = [f.name for f in schema if pa.types.is_integer(f.type) or pa.types.is_string(f.type)]
+    schema = schema.with_metadata({"polyray.run_id": run_id})
+    return pq.ParquetWriter(sink, schema, compression="zstd", use_dictionary=repeating)
 
 
-def read_parts(out: Path, table: Table, parts: Iterable[PartInfo], columns: Sequence[str] | None = None) -> pa.Table:
+class PartsError(StoreError):
+    """A part that should be there cannot be read."""
+
+
+def parts_dataset(place: files.Place, table: Table, rows: pa.Table) -> ds.Dataset:
+    """All files that these rows of a manifest name as one dataset, in order, with `layer` as the manifest says it."""
+    return _dataset(table, _fragments(place, table, rows), place)
+
+
+def read_parts(
+    place: files.Place,
+    table: Table,
+    rows: pa.Table,
+    columns: Sequence[str] | None = None,
+    *,
+    whole_files: bool = True,
+) -> pa.Table:
     """Rows of these parts, sorted by layer and the table's key; rows of equal key keep the order of the parts.
 
+    Args:
+        place: where the dataset lies.
+        table: what the rows are.
+        rows: of a manifest, all of this table.
+        columns: which to read; all by default.
+        whole_files: whether nothing else lies in the files; otherwise the row groups that are needed are read.
+
     Raises:
-        StoreError: a column is unknown, or a part is missing or damaged.
+        StoreError: a column is unknown.
+        PartsError: a part is missing or damaged.
     """
     known = full_schema(table).names
     chosen = known if columns is None else list(columns)
@@ -112,13 +158,95 @@ def read_parts(out: Path, table: Table, parts: Iterable[PartInfo], columns: Sequ
     order = (["layer"] if table.by_layer else []) + list(table.key)
     needed = chosen + [k for k in order if k not in chosen]
     try:
-        rows = parts_dataset(out, table, parts).to_table(columns=needed)
-    except (OSError, pa.ArrowException) as e:
-        raise StoreError(
-            f"cannot read table {table.name!r} of {str(out)!r}: {e}. A committed part is missing or damaged: "
-            "`polyray verify` names it; delete its unit's record in commits/ and run again to do the unit again."
+        found = _in_units(place, table, rows, needed, whole_files)
+    except (OSError, pa.ArrowException, _OtherRowsError) as e:
+        raise PartsError(
+            f"cannot read table {table.name!r} of {place.at('')!r}: {e}. A committed part is missing or damaged: "
+            "`polyray verify` names it. Restore it, or run the sweep into a new OUT."
         ) from e
-    return in_order(rows, order).select(chosen)
+    return in_order(found, order).select(chosen)
+
+
+class _OtherRowsError(Exception):
+    pass
+
+
+def _in_units(place: files.Place, table: Table, rows: pa.Table, columns: list[str], whole_files: bool) -> pa.Table:
+    """What the parts hold, in their order, whatever order their files hold them in."""
+    parts = list(zip(*(rows[c].to_pylist() for c in ("path", "start", "n_rows")), strict=True))
+    fragments = _fragments(place, table, rows)
+    spans: dict[str, list[tuple[int, int]]] = {path: [] for path in fragments}
+    for path, start, n in parts:
+        spans[path].append((start or 0, n))
+    n_read = {path: sum(n for _, n in of_file) for path, of_file in spans.items()}
+    skips: dict[str, _Skips] = {}
+    if not whole_files:
+        for path in {path for path, start, _ in parts if start is not None}:
+            skips[path] = _Skips(fragments[path].metadata, spans[path])
+            fragments[path] = fragments[path].subset(row_group_ids=skips[path].kept)
+            n_read[path] = skips[path].n_rows
+    found = _dataset(table, fragments, place).to_table(columns=columns)
+    if found.num_rows != sum(n_read.values()):
+        raise _OtherRowsError(f"{found.num_rows} rows were found where {sum(n_read.values())} were committed")
+    begins = dict(zip(n_read, np.cumsum([0, *n_read.values()]).tolist(), strict=False))
+    slices: list[list[int]] = []
+    for path, start, n in parts:
+        begin = begins[path] + (skips[path].position(start) if path in skips else start or 0)
+        if slices and slices[-1][1] == begin:
+            slices[-1][1] += n
+        else:
+            slices.append([begin, begin + n])
+    if slices in ([], [[0, found.num_rows]]):
+        return found
+    return pa.concat_tables(found.slice(start, stop - start) for start, stop in slices)
+
+
+class _Skips:
+    """The row groups of a file that hold some rows, and where those rows are once the others are left out.
+
+    Args:
+        metadata: of the file.
+        spans: first row and number of rows of what is wanted.
+    """
+
+    def __init__(self, metadata: pq.FileMetaData, spans: Sequence[tuple[int, int]]) -> None:
+        n_rows = np.array([metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)], np.int64)
+        self._stops = np.cumsum(n_rows)
+        first, n = np.array(spans, np.int64).T
+        # +1 where a span enters its first group and −1 past its last: their running sum counts the spans in a group.
+        change = np.zeros(len(n_rows) + 1, np.int64)
+        np.add.at(change, np.searchsorted(self._stops, first[n > 0], side="right"), 1)
+        np.add.at(change, np.searchsorted(self._stops, (first + n)[n > 0], side="left") + 1, -1)
+        wanted = np.cumsum(change)[:-1] > 0
+        self.kept: list[int] = np.flatnonzero(wanted).tolist()
+        self.n_rows = int(n_rows[wanted].sum())
+        self._skipped = np.append(np.cumsum(np.where(wanted, 0, n_rows)), 0)
+
+    def position(self, row: int) -> int:
+        """Where a wanted row of the file is among those that are read."""
+        return row - int(self._skipped[np.searchsorted(self._stops, row, side="right")])
+
+
+def _fragments(place: files.Place, table: Table, rows: pa.Table) -> dict[str, ds.ParquetFileFragment]:
+    """The files that these rows of a manifest name, each once, in order."""
+    layout = ds.ParquetFileFormat()
+    disk, above = place.filesystem()
+    of_file = dict(zip(rows["path"].to_pylist(), rows["layer"].to_pylist(), strict=True))
+    return {
+        path: layout.make_fragment(
+            f"{above}/{path}",
+            disk,
+            partition_expression=ds.field("layer") == layer if table.by_layer else ds.scalar(True),
+        )
+        for path, layer in of_file.items()
+    }
+
+
+def _dataset(table: Table, fragments: dict[str, ds.ParquetFileFragment], place: files.Place) -> ds.Dataset:
+    schema = full_schema(table)
+    if not fragments:
+        return ds.dataset(schema.empty_table())
+    return ds.FileSystemDataset(list(fragments.values()), schema, ds.ParquetFileFormat(), place.filesystem()[0])
 
 
 def _cast(column: pa.ChunkedArray, field: pa.Field, table: str) -> pa.ChunkedArray:

@@ -29,6 +29,7 @@ class PartInfo:
         n_bytes: size of the file.
         digest: `rows_digest` of the rows.
         sha256: of the file's bytes.
+        start: row of the file at which the unit's rows begin; None where the file is the unit's alone.
     """
 
     path: str
@@ -38,6 +39,7 @@ class PartInfo:
     n_bytes: int
     digest: str
     sha256: str
+    start: int | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,9 @@ class Receipt:
 _RECEIPT = TypeAdapter(Receipt)
 # The checksum is over the text as it stands, so that a reader of thousands of records need not write them again.
 _RECORD = re.compile(r'\{"checksum": "([0-9a-f]{64})", "run_id": "(\w*)", "receipt": (\{.*\})\}\n')
+
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class CopiedRecordError(StoreError):
@@ -108,6 +113,8 @@ def decode(data: bytes, name: str, run_id: str) -> Receipt:
         )
     for part in receipt.parts:
         segments = part.path.split("/")
+        if not (_DIGEST.fullmatch(part.digest) and _DIGEST.fullmatch(part.sha256)):
+            raise StoreError(f"it is not a receipt: {part.path!r} has no digest of 64 hexadecimal digits")
         if part.table not in TABLES or segments[0] != part.table or ".." in segments:
             raise StoreError(f"it names {part.path!r}, which is no part of table {part.table!r}")
     return receipt

@@ -1,68 +1,94 @@
 """The dataset's commit protocol: parts first, then one record per unit, `_SUCCESS` last.
 
 Which question it answers: *what is done, and how does a result become part of the run?* Place in the flow: the only
-place that writes results. Whoever does a unit of work calls `write_part` for its rows and then `commit`; the driver
-asks `committed` what remains, reduce units `read`, and the end of the run is `finish`. A part is never overwritten,
-a record is put only where there is none, and readers go by records: whatever is killed at whatever moment, a unit is
-either there as a whole or not at all. `dataset.py` is the reading side for people, `verify.py` the audit.
+place that writes results. Whoever does a unit of work calls `write_part` for its rows; the driver holds the lease,
+calls `commit`, asks `committed` what remains, and ends with `finish`; reduce units `read`. `dataset.py` is the reading
+side for people, `verify.py` the audit.
+
+The protocol. A part has a name of its own, is never overwritten, and counts for nothing until it is named:
+
+- *Generations.* `commits/<G>.lease` claims generation G for one driver (`lease.py`). `commits/<G>.units`, the manifest,
+  holds all that counted when G began; `commits/<G>/<unit>.json` is the record of a unit committed since. **What counts
+  is the highest manifest and the records in its folder**, nothing else: not a lease without a manifest yet, and not a
+  record in the folder of an earlier generation.
+- *A generation begins* (another driver takes over, or the same one compacts): claim G + 1; then list what counts; put
+  the manifest G + 1; make sure that no G + 2 was claimed; only then remove what came before. The claim comes first,
+  since a driver that was thought dead may still be committing: each commit puts its record and then looks for a higher
+  claim. If it finds none, its record was there before the claim and is in the list; if it finds one, `commit` raises
+  `LeaseLostError` and promises nothing.
+- *Compaction* writes merged parts under new names, then begins a generation that names them, then removes the old ones.
+- *Removing* comes after a look for a higher claim, and concerns names that were listed before that look: no later
+  driver can have begun to use them, and names are not used twice. The one exception is `_SUCCESS`, which a driver takes
+  back before its first commit; should one that lost the lease at that very moment take back another's, running the same
+  command again puts it back, and nothing else is affected.
+- *Readers* load the manifest, then list and read the records, then look whether the manifest is still the highest, else
+  begin again; when a part is gone they look for a newer manifest and read what that names.
+
+Whatever is killed at whatever moment, a unit is either there as a whole or not at all.
 """
 
 import hashlib
 import json
 import logging
-import re
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import pyarrow as pa
 
-from polyray import config as settings
-from polyray import files
-from polyray.digest import canonical, rows_digest, table_digest
+from polyray import compact, files, lease, manifest, run_file
+from polyray.digest import canonical, rows_digest
 from polyray.errors import StoreError
-from polyray.parts import conform, folder_name, part_name, read_parts, table_named, to_parquet
-from polyray.records import PartInfo, Receipt, decode, encode, record_name
-from polyray.schema import TABLES, VERSION
+from polyray.lease import Lease
+from polyray.ledger import Ledger
+from polyray.manifest import Committed, TableDigest, digests_of
+from polyray.parts import (
+    PartsError,
+    conform,
+    folder_name,
+    new_name,
+    part_files,
+    read_parts,
+    removable,
+    require_parts,
+    table_named,
+    to_parquet,
+)
+from polyray.records import PartInfo, Receipt
 
 _log = logging.getLogger(__name__)
 
-RUN = "run.json"
-COMMITS = "commits"
 SUCCESS = "_SUCCESS"
 
-_PART = re.compile(r".+-[0-9a-f]{8}\.parquet")
-# Where hard links are missing a record can be seen half-written for a moment; one that stays so is damaged.
-_SETTLE_S = 0.5
-
-
-class TableDigest(TypedDict):
-    """Rows and digest of one whole table."""
-
-    n_rows: int
-    digest: str
+_MOST_RECORDS = 10_000
+"""Records in one folder before they are made part of a manifest: bounds what a driver holds in memory."""
+_READS = 5
 
 
 class Store:
     """One OUT: writes parts, commits units, says what is committed.
 
-    Any number of stores, in any processes, may work on one OUT at a time.
+    Any number of stores, in any processes, may read one OUT and write parts into it; one at a time may commit.
 
     Args:
-        out: folder of the dataset; need not exist yet.
+        out: folder of the dataset, which need not exist yet, or `s3://bucket/prefix`.
     """
 
     def __init__(self, out: str | Path) -> None:
-        self.out = files.local_folder(out)
+        self.out = files.located(out)
+        self.place = files.place(self.out)
         self._run: dict[str, Any] | None = None
-        self._receipts: dict[str, Receipt] = {}
+        self._of_run: Ledger | None = None
+        self._lease: Lease | None = None
+        self._began = 0
+        self._took_success_back = False
 
     @property
     def run(self) -> dict[str, Any]:
         """What run.json holds; `StoreError` where there is none or it is damaged."""
         if self._run is None:
-            self._run = _load_run(self.out)
+            self._run = run_file.load(self.place)
         return self._run
 
     @property
@@ -73,7 +99,13 @@ class Store:
     @property
     def is_finished(self) -> bool:
         """Whether `finish` ran and nothing was committed since."""
-        return (self.out / SUCCESS).exists()
+        try:
+            n_units = json.loads(self.place.read(SUCCESS))["n_units"]
+        except FileNotFoundError:
+            return False
+        except (ValueError, KeyError, TypeError):
+            return True  # it was written, and `verify` says that it is damaged
+        return bool(n_units == len(self.committed()))
 
     def create_or_resume(self, identity: dict[str, Any], provenance: dict[str, Any], config: dict[str, Any]) -> str:
         """Makes OUT the dataset of a run, or makes sure that it is that already.
@@ -90,32 +122,30 @@ class Store:
             StoreError: OUT holds another run (every differing field is named), was begun with another torch or
                 device class, holds files that are not polyray's, or cannot be written.
         """
-        run: dict[str, Any] = {
-            "run_id": settings.run_id(identity),
-            "identity": identity,
-            "config": config,
-            "provenance": provenance,
-            "schema_version": VERSION,
-        }
-        data = json.dumps(run, indent=1).encode()
-        with files.explained("create", self.out):
-            files.ensure_folder(self.out)
-            held = files.names(self.out)
-            if RUN not in held:
-                strangers = [name for name in held if not files.is_temporary(name)]
-                if strangers:
-                    raise StoreError(
-                        f"{str(self.out)!r} holds files but no {RUN}, for instance {strangers[0]!r}: it is no dataset "
-                        "of polyray. Choose an empty or a new folder."
-                    )
-                files.put_if_absent(self.out / RUN, data)
-            elif _is_cut_short((self.out / RUN).read_bytes(), data):
-                # A crash did it, on a file system where the file could not be linked into place as a whole.
-                files.replace(self.out / RUN, data)
-            files.ensure_folder(self.out / COMMITS)
-        self._run = None
-        _refuse_other_run(self.out, self.run, json.loads(data))
+        self.place.prove()
+        run = run_file.described(identity, provenance, config)
+        run_file.put(self.place, run)
+        self._run = self._of_run = None
+        run_file.refuse_another(self.place.at(""), self.run, run)
         return self.run_id
+
+    def acquire(self) -> Lease:
+        """Takes the lease, which `commit`, `retire`, `compact` and `finish` need; best as `with store.acquire():`.
+
+        Raises:
+            StoreError: OUT holds no run, cannot be written, or another driver lives that writes it, which is named.
+        """
+        ledger = self._ledger
+        with ExitStack() as on_failure:
+            held = lease.acquire(self.place)
+            on_failure.callback(held.release)
+            units, damaged = ledger.look()
+            for name, reason in damaged.items():
+                _log.warning("commit record %s of %s does not count: %s", name, self.place.at(""), reason)
+            ledger.begin(held, units)
+            on_failure.pop_all()
+        self._lease, self._began, self._took_success_back = held, ledger.generation, False
+        return held
 
     def write_part(self, table: str, unit_key: str, rows: pa.Table, layer: str | None) -> PartInfo:
         """Writes the rows that one unit has for one table (and layer); they count once the unit is committed.
@@ -133,17 +163,15 @@ class Store:
             StoreError: OUT holds no run, the rows do not fit the table, or the file cannot be written.
         """
         spec = table_named(table)
-        folder = self.out / folder_name(spec, layer)
+        folder = folder_name(spec, layer)
         rows = canonical(conform(rows, spec), spec.key)
         data = to_parquet(rows, self.run_id)
-        with files.explained("write", folder):
-            files.ensure_folder(folder)
-            path = folder / part_name(unit_key)
-            while path.exists():
-                path = folder / part_name(unit_key)
-            files.replace(path, data)
+        with files.explained("write", self.place.at(folder)):
+            self.place.make_folder(folder)
+            path = new_name(self.place, folder, unit_key)
+            self.place.replace(path, data)
         return PartInfo(
-            path=path.relative_to(self.out).as_posix(),
+            path=path,
             table=table,
             layer=layer,
             n_rows=rows.num_rows,
@@ -162,53 +190,88 @@ class Store:
             of a receipt that lost are removed.
 
         Raises:
-            StoreError: a part of the receipt is missing, or the record cannot be written.
+            LeaseLostError: another driver took over; whether the unit is committed is for that one to say.
+            StoreError: there is no lease, a part of the receipt is missing, or the record cannot be written.
         """
-        name = record_name(receipt.unit_key)
-        path = self.out / COMMITS / name
-        data = encode(receipt, self.run_id)
-        with files.explained("commit to", path):
-            standing = self._settled([name])[0].get(name) if path.exists() else None
-            if standing is None:
-                self._require_parts(receipt)
-                files.remove(self.out / SUCCESS)
-                if files.put_if_absent(path, data):
-                    return True
-                standing = self._settled([name])[0].get(name)
-            if standing is None:
-                _log.warning("the damaged commit record %s is replaced", path)
-                files.replace(path, data)
+        held = self._held()
+        if self._ledger.standing(receipt.unit_key) is None:
+            require_parts(self.place, receipt)
+            self._take_success_back(held)
+            with files.explained("commit to", self.place.at(self._ledger.folder)):
+                try:
+                    won = self._ledger.put(receipt)
+                except FileNotFoundError:
+                    held.check()
+                    raise
+            held.check()
+            if won:
+                if self._ledger.n_records >= _MOST_RECORDS:
+                    self._begin(held, self.intact())
                 return True
-            for part in receipt.parts:
-                if part not in standing.parts:
-                    files.remove(self.out / part.path)
+        standing = self._ledger.standing(receipt.unit_key)
+        kept = {p.path for p in standing.parts} if standing else set()
+        with files.explained("clean up", self.place.at("")):
+            self.place.remove(p.path for p in receipt.parts if p.path not in kept)
         return False
 
     def retire(self, unit_key: str) -> None:
-        """Takes back a commit whose rows others have replaced (a checkpoint): its record first, then its parts."""
-        name = record_name(unit_key)
-        receipt = self._settled([name])[0].get(name)
-        with files.explained("retire", self.out / COMMITS / name):
-            files.remove(self.out / COMMITS / name)
-            self._receipts.pop(name, None)
-            for part in receipt.parts if receipt is not None else ():
-                files.remove(self.out / part.path)
+        """Takes back a commit whose rows others have replaced (a checkpoint): its record first, then its parts.
 
-    def committed(self, stage: str | None = None) -> dict[str, Receipt]:
+        Raises:
+            LeaseLostError: another driver took over; then no part was removed.
+            StoreError: there is no lease, or OUT cannot be written.
+        """
+        held = self._held()
+        units, _ = self._ledger.look()
+        self._require_own_generation(held)
+        gone = manifest.of_units(units, [unit_key])
+        self._take_success_back(held)
+        if self._ledger.is_recorded(unit_key):
+            with files.explained("retire", self.place.at(self._ledger.folder)):
+                self._ledger.drop(unit_key)
+            held.check()
+        elif gone.num_rows:
+            rest = manifest.without(units, [unit_key])
+            together = [[path] for path in compact.shared(gone, rest)]
+            self._begin(held, compact.merge(self.place, rest, together, self.run_id))
+        with files.explained("retire parts of", self.place.at("")):
+            self.place.remove(gone["path"].drop_null().to_pylist())
+
+    def compact(self, stage: str | None = None) -> None:
+        """Merges small parts into parts of 64 to 256 MB for each table and layer, and the records into a manifest.
+
+        Rows, units and digests stay what they are, and readers go on reading. Call it when no unit of the stage is
+        being worked on. A crash leaves at most files that nothing names.
+
+        Args:
+            stage: only parts of this stage; by default all.
+
+        Raises:
+            LeaseLostError: another driver took over; then nothing was removed.
+            StoreError: there is no lease, a record or a part is damaged, or OUT cannot be written.
+        """
+        held = self._held()
+        units = self.intact()
+        chosen = compact.groups(units, stage)
+        if chosen or self._ledger.n_records:
+            self._begin(held, compact.merge(self.place, units, chosen, self.run_id))
+            with files.explained("clean up", self.place.at("")):
+                self.place.remove(path for group in chosen for path in group)
+
+    def committed(self, stage: str | None = None) -> Committed:
         """Receipts of all committed units, or of one stage's, by unit key in sorted order.
 
         A damaged record is no commit: it is logged, and its unit is one of those that remain.
         """
-        receipts, damaged = self.records()
+        units, damaged = self._ledger.look()
         for name, reason in damaged.items():
-            _log.warning("commit record %s of %s does not count: %s", name, self.out, reason)
-        chosen = [r for r in receipts.values() if stage is None or r.stage == stage]
-        return {r.unit_key: r for r in sorted(chosen, key=lambda r: r.unit_key)}
+            _log.warning("commit record %s of %s does not count: %s", name, self.place.at(""), reason)
+        return Committed(units if stage is None else manifest.of_stage(units, stage))
 
-    def records(self) -> tuple[dict[str, Receipt], dict[str, StoreError]]:
-        """Receipts by record name, and of every damaged record by name what is wrong with it; both sorted."""
-        listed = files.names(self.out / COMMITS)
-        return self._settled([name for name in listed if name.endswith(".json") and not name.startswith(".")])
+    def records(self) -> tuple[Committed, dict[str, StoreError]]:
+        """Receipts by unit key, and of every damaged record, by name in OUT, what is wrong with it."""
+        units, damaged = self._ledger.look()
+        return Committed(units), damaged
 
     def read(
         self,
@@ -232,161 +295,103 @@ class Store:
         spec = table_named(table)
         if layer is not None:
             folder_name(spec, layer)  # refuses a layer where there are none
-        receipts = self.intact() if units is None else self._of_units(units)
-        parts = [p for r in receipts for p in r.parts if p.table == table and (layer is None or p.layer == layer)]
-        return read_parts(self.out, spec, parts, columns)
+        wanted = None if units is None else sorted(set(units))
+
+        def once() -> pa.Table:
+            found = self.intact() if wanted is None else self._ledger.find(wanted)
+            rows = manifest.of_table(found, table, layer)
+            return read_parts(self.place, spec, rows, columns, whole_files=wanted is None)
+
+        return self.again(once)
+
+    def again(self, once: Callable[[], pa.Table]) -> pa.Table:
+        """What reading gives; reads again as long as parts are gone because they were merged in the meantime."""
+        for _ in range(_READS):
+            try:
+                return once()
+            except PartsError:
+                if not self._ledger.has_turned:
+                    raise
+                self._ledger.turn()
+        return once()
+
+    @property
+    def has_turned(self) -> bool:
+        """Whether a newer generation began since this store last looked: parts may lie in other files now."""
+        return self._ledger.has_turned
 
     def digests(self) -> dict[str, TableDigest]:
         """Rows and digest of every table that has a part, from the records alone."""
         return digests_of(self.intact())
 
     def finish(self) -> dict[str, TableDigest]:
-        """Removes what no record names and writes `_SUCCESS`, last, with the digest of every table.
+        """Merges what is small, removes what nothing names, and writes `_SUCCESS`, last: the digest of every table.
 
         Call it when no unit is being worked on. Safe to repeat.
 
         Raises:
-            StoreError: a record is damaged, a committed part is gone, or OUT cannot be written.
+            LeaseLostError: another driver took over; then nothing was removed.
+            StoreError: there is no lease, a record is damaged, a committed part is gone, or OUT cannot be written.
         """
+        held = self._held()
+        self.compact()
         # Parts are listed before records are read: a part that is committed in between is then never removed.
-        on_disk = part_files(self.out)
-        receipts = self.intact()
-        named = {p.path for r in receipts for p in r.parts}
-        for path in sorted(named - set(on_disk)):
-            if not (self.out / path).exists():
-                raise StoreError(f"committed part {path!r} is gone from {str(self.out)!r}: `polyray verify` names its "
-                                 "unit; delete the unit's record in commits/ and run again.")  # fmt: skip
-        with files.explained("clean up", self.out):
-            for path in on_disk:
-                if path not in named and removable(path):
-                    files.remove(self.out / path)
-            digests = digests_of(receipts)
-            success = {"run_id": self.run_id, "n_units": len(receipts), "tables": digests}
-            files.replace(self.out / SUCCESS, json.dumps(success, indent=1).encode())
+        on_disk = part_files(self.place)
+        units = self.intact()
+        named = set(manifest.names(units, "path"))
+        gone = sorted(named - set(on_disk))
+        for path, n_bytes in zip(gone, self.place.n_bytes(gone), strict=True):
+            if n_bytes is None:
+                raise StoreError(f"committed part {path!r} is gone from {self.place.at('')!r}: restore it, or run the "
+                                 "sweep into a new OUT. `polyray verify` names all that is missing.")  # fmt: skip
+        # Whatever was listed is older than any driver that may come after this look.
+        held.check()
+        self._ledger.clean()
+        with files.explained("clean up", self.place.at("")):
+            self.place.remove(path for path in on_disk if path not in named and removable(path))
+            digests = digests_of(units)
+            success = {"run_id": self.run_id, "n_units": len(Committed(units)), "tables": digests}
+            held.check()
+            self.place.replace(SUCCESS, json.dumps(success, indent=1).encode())
+        self._took_success_back = False
         return digests
 
-    def _require_parts(self, receipt: Receipt) -> None:
-        for part in receipt.parts:
-            with files.explained("commit the part", self.out / part.path):
-                n_bytes = (self.out / part.path).stat().st_size
-            if n_bytes != part.n_bytes:
-                raise StoreError(f"part {part.path!r} of unit {receipt.unit_key!r} has {n_bytes} bytes, was written "
-                                 f"with {part.n_bytes}: do the unit again.")  # fmt: skip
-
-    def intact(self) -> list[Receipt]:
-        """All receipts by unit key; refuses damaged records, whose rows would be missing without a word."""
-        receipts, damaged = self.records()
+    def intact(self) -> pa.Table:
+        """What counts, as rows of a manifest; refuses damaged records, whose rows would be missing without a word."""
+        units, damaged = self._ledger.look()
         if damaged:
             name, reason = next(iter(damaged.items()))
-            raise StoreError(f"{len(damaged)} commit record(s) of {str(self.out)!r} do not count, for instance "
-                             f"{name!r}: {reason}. Delete them from {COMMITS}/ and run the sweep again.")  # fmt: skip
-        return sorted(receipts.values(), key=lambda r: r.unit_key)
+            raise StoreError(f"{len(damaged)} commit record(s) of {self.place.at('')!r} do not count, for instance "
+                             f"{name!r}: {reason}. Delete them and run the sweep again.")  # fmt: skip
+        return units
 
-    def _of_units(self, units: Iterable[str]) -> list[Receipt]:
-        by_name = {record_name(unit): unit for unit in sorted(set(units))}
-        receipts, damaged = self._settled(list(by_name))
-        for name, unit in by_name.items():
-            if name not in receipts:
-                reason = damaged.get(name)
-                raise StoreError(f"unit {unit!r} is not committed: {reason or 'it has no record'}. The stage that does "
-                                 "it must end before its rows are read.")  # fmt: skip
-        return [receipts[name] for name in by_name]
+    @property
+    def _ledger(self) -> Ledger:
+        if self._of_run is None:
+            self._of_run = Ledger(self.place, self.run_id)
+        return self._of_run
 
-    def _settled(self, names: Iterable[str]) -> tuple[dict[str, Receipt], dict[str, StoreError]]:
-        """Receipts and reasons of damage of these records; those that do not exist are in neither."""
-        names = sorted(names)
-        damaged = self._load(names)
-        if damaged:
-            time.sleep(_SETTLE_S)
-            damaged = self._load(damaged)
-        return {n: self._receipts[n] for n in names if n in self._receipts}, damaged
+    def _held(self) -> Lease:
+        """The lease, without which nothing is committed or removed."""
+        if self._lease is None or self._lease.is_released:
+            _ = self.run_id  # what is wrong with OUT itself is said first
+            raise StoreError(f"{self.place.at('')!r} is written without a lease: call acquire() first.")
+        self._require_own_generation(self._lease)
+        return self._lease
 
-    def _load(self, names: Iterable[str]) -> dict[str, StoreError]:
-        """Reads the records that were not read before (records never change); returns what is wrong with which."""
-        run_id = self.run_id
-        damaged = {}
-        for name in names:
-            if name in self._receipts:
-                continue
-            try:
-                self._receipts[name] = decode((self.out / COMMITS / name).read_bytes(), name, run_id)
-            except FileNotFoundError:
-                continue
-            except OSError as e:
-                damaged[name] = StoreError(f"it cannot be read: {e.strerror}")
-            except StoreError as e:
-                damaged[name] = e
-        return damaged
+    def _require_own_generation(self, held: Lease) -> None:
+        """A driver that lost the lease may have read what the next one began, and must not write there."""
+        if self._ledger.generation != self._began:
+            held.check()
 
+    def _begin(self, held: Lease, units: pa.Table) -> None:
+        held.claim_next()
+        self._ledger.begin(held, units)
+        self._began = self._ledger.generation
 
-def part_files(out: Path) -> list[str]:
-    """Sorted paths, relative to OUT, of all parts and of what unfinished writes left behind."""
-    loose = [name for name in files.names(out) if files.is_temporary(name)]
-    below = [path for folder in (COMMITS, *TABLES) for path in files.files_below(out, folder)]
-    return sorted(loose + [p for p in below if p.endswith(".parquet") or files.is_temporary(Path(p).name)])
-
-
-def removable(path: str) -> bool:
-    """Whether a file is one that only polyray can have made, so that it may be removed as an orphan."""
-    name = Path(path).name
-    return files.is_temporary(name) or _PART.fullmatch(name) is not None
-
-
-def digests_of(receipts: Iterable[Receipt]) -> dict[str, TableDigest]:
-    """Rows and digest of every table that has a part in these receipts, in the schema's order."""
-    parts: dict[str, list[tuple[str, str | None, str, int]]] = {}
-    for r in receipts:
-        for p in r.parts:
-            parts.setdefault(p.table, []).append((r.unit_key, p.layer, p.digest, p.n_rows))
-    return {
-        name: TableDigest(n_rows=sum(p[3] for p in parts[name]), digest=table_digest(parts[name]))
-        for name in TABLES
-        if name in parts
-    }
-
-
-def _is_cut_short(found: bytes, whole: bytes) -> bool:
-    return found != whole and whole.startswith(found)
-
-
-def _load_run(out: Path) -> dict[str, Any]:
-    path = out / RUN
-    try:
-        run = json.loads(path.read_bytes())
-        whole = settings.run_id(run["identity"]) == run["run_id"] and isinstance(run["provenance"], dict)
-    except (FileNotFoundError, NotADirectoryError) as e:
-        raise StoreError(f"{str(out)!r} holds no run: it has no {RUN}. Give the OUT of a run.") from e
-    except OSError as e:
-        raise StoreError(f"cannot read {str(path)!r}: {e.strerror}. Check OUT's permissions and disk.") from e
-    except (ValueError, KeyError, TypeError) as e:
-        raise StoreError(f"{str(path)!r} is damaged ({e}). Restore it, or choose a new OUT.") from e
-    if not whole:
-        raise StoreError(f"{str(path)!r} was edited: its run_id is not that of its identity. Restore it.")
-    return run
-
-
-def _refuse_other_run(out: Path, held: dict[str, Any], wanted: dict[str, Any]) -> None:
-    if held["run_id"] != wanted["run_id"]:
-        raise StoreError(
-            f"{str(out)!r} holds another run; choose another OUT, or the config it was made with:\n"
-            + _differences(held["identity"], wanted["identity"])
-        )
-    begun, now = ({k: run["provenance"].get(k) for k in ("torch", "device_class")} for run in (held, wanted))
-    if begun != now:
-        raise StoreError(
-            "Mixed device classes or torch versions in one OUT are refused, since their results differ in the last "
-            f"bits; choose another OUT than {str(out)!r}, or go on as it was begun:\n" + _differences(begun, now)
-        )
-
-
-def _differences(held: dict[str, Any], wanted: dict[str, Any]) -> str:
-    """One line for every field that differs."""
-    return "\n".join(
-        f"  {key}: OUT has {_shown(held, key)}, this run has {_shown(wanted, key)}"
-        for key in sorted(held.keys() | wanted.keys())
-        if _shown(held, key) != _shown(wanted, key)
-    )
-
-
-def _shown(fields: dict[str, Any], key: str) -> str:
-    return json.dumps(fields[key]) if key in fields else "nothing"
+    def _take_success_back(self, held: Lease) -> None:
+        if not self._took_success_back:
+            held.check()
+            with files.explained("commit to", self.place.at("")):
+                self.place.remove([SUCCESS])
+            self._took_success_back = True

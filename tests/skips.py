@@ -6,6 +6,7 @@ import pytest
 
 SKIPS = {
     "small-disk": "needs root to mount a small file system",
+    "object-store": "needs boto3 and moto's server (the extras s3 and dev)",
     "research-data": "needs the research data beside the project (../shared/data)",
 }
 

@@ -99,6 +99,7 @@ def by_hand(resolved: Resolved, out: Path) -> None:
     store = Store(out)
     store.create_or_resume(resolved.identity, resolved.provenance, moved.config.model_dump(mode="json"))
     store = opened(out)
+    store.acquire()
     workers: dict[str, Worker] = {}
     for stage, kind in moved.steps.items():
         if kind not in workers:
@@ -124,9 +125,12 @@ def files_of(out: Path) -> dict[str, tuple[int, bytes]]:
     }
 
 
-def commits(out: Path, stage: str) -> list[str]:
-    """Commit records of a stage, by name."""
-    return sorted(p.name for p in (out / "commits").glob(f"{stage}*.json"))
+def committed(out: Path, stage: str | None = None) -> dict[str, tuple[float, str, list[str]]]:
+    """What was committed, by unit: how long it took and where, which no two goes have in common, and its digests."""
+    if not (out / "run.json").exists():
+        return {}
+    receipts = Store(out).committed(stage)
+    return {unit: (r.seconds, r.host, [p.digest for p in r.parts]) for unit, r in receipts.items()}
 
 
 def python_path() -> str:

@@ -24,7 +24,6 @@ from sweeps import (
     WIDTHS,
     Finished,
     command,
-    commits,
     files_of,
     printed_json,
     tiny,
@@ -34,6 +33,7 @@ from sweeps import (
 from polyray import cli, files
 from polyray.cluster import service
 from polyray.cluster.resolve import Resolved
+from polyray.store import Store
 
 
 def refused(result: Any, kind: str) -> str:
@@ -270,11 +270,11 @@ def test_disk_that_is_full_from_the_start_is_refused(
 
 
 @pytest.mark.parametrize("verb", ["run", "status", "verify"])
-def test_address_of_an_object_store_is_refused(
+def test_address_of_another_object_store_is_refused(
     tiny_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    arguments = ("run", tiny_yaml, "--out", "s3://bucket/out") if verb == "run" else (verb, "s3://bucket/out")
+    arguments = ("run", tiny_yaml, "--out", "gs://bucket/out") if verb == "run" else (verb, "gs://bucket/out")
     result = command(*arguments, "--json")
     assert "must be a local or shared folder" in refused(result, "StoreError")
     assert list(tmp_path.iterdir()) == []
@@ -440,12 +440,16 @@ def add_orphan(out: Path) -> str:
 
 
 def drop_record(out: Path) -> str:
-    (out / "commits" / commits(out, "merge")[0]).unlink()
-    return f"merge/{min(LAYERS)}"
+    store = Store(out)
+    unit = next(iter(store.committed("merge")))
+    with store.acquire():
+        store.retire(unit)
+    assert unit == f"merge/{min(LAYERS)}"
+    return unit
 
 
-def cut_record(out: Path) -> str:
-    path = out / "commits" / commits(out, "merge")[0]
+def cut_manifest(out: Path) -> str:
+    (path,) = (out / "commits").glob("*.units")
     path.write_bytes(path.read_bytes()[:50])
     return path.name
 
@@ -457,7 +461,7 @@ def cut_record(out: Path) -> str:
         (flip_byte, "mismatches"),
         (add_orphan, "orphans"),
         (drop_record, "missing_units"),
-        (cut_record, "unreadable"),
+        (cut_manifest, "unreadable"),
     ],
 )
 def test_verify_of_a_damaged_dataset_ends_with_4_and_the_list(

@@ -55,9 +55,7 @@ def progress(out: str) -> dict[str, Any]:
         done = store.committed(stage.partition("/")[0])
         n_units = len(_works(stage, shape, store)) if known else None
         known = known and n_units == len(done)
-        listed.append(
-            {"stage": stage, "n_done": len(done), "n_units": n_units, "seconds": sum(r.seconds for r in done.values())}
-        )
+        listed.append({"stage": stage, "n_done": len(done), "n_units": n_units, "seconds": done.seconds})
     return {
         "run_id": store.run_id,
         "finished": store.is_finished,
@@ -77,9 +75,10 @@ def expected_units(out: str) -> list[str]:
     for stage in _steps(store, shape):
         try:
             units = {w.key for w in _works(stage, shape, store)}
+            done = store.committed(stage.partition("/")[0]).keys()
         except StoreError:
-            break  # the audit names the part
+            break  # the audit names the part, or the manifest
         expected += sorted(units)
-        if not units <= store.committed(stage.partition("/")[0]).keys():
+        if not units <= done:
             break
     return expected

@@ -132,7 +132,7 @@ def run(
 
     Raises:
         ConfigError: the cluster can never hold the actors asked for.
-        StoreError: OUT belongs to another run, or cannot be written.
+        StoreError: OUT belongs to another run, is written by another driver, or cannot be written.
         StageError: a stage ended with failed units, so that the next cannot run.
         Interrupted: `stop` was asked; what is committed stays.
     """
@@ -148,6 +148,14 @@ def run(
     config = sweep.config.model_dump(mode="json")
     outcome = Outcome(store.create_or_resume(resolved.identity, resolved.provenance, config))
     store = opened(sweep.out)
+    with store.acquire():
+        return _sweep(sweep, store, outcome, on_progress, on_message, stop)
+
+
+def _sweep(
+    sweep: AnySweep, store: Store, outcome: Outcome, on_progress: OnProgress, on_message: OnMessage, stop: Stop
+) -> Outcome:
+    """All stages, one after the other, by the driver that holds the dataset's lease."""
     telemetry = Telemetry(outcome.run_id, outcome.device_s)
     crew = Crew(sweep, on_message, telemetry)
     stages = list(sweep.steps.items())
@@ -172,6 +180,7 @@ def run(
                 outcome.seconds[stage] = time.monotonic() - started_s
                 if failed:
                     _refuse_to_go_on(stage, failed, store)
+                store.compact(stage.partition("/")[0])
             else:
                 n = len(units)
                 on_progress(stage, Progress(n, 0, 0, n, 0.0, 0.0))

@@ -20,7 +20,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from polyray import columns, overlay
+from polyray import columns, files, overlay
 from polyray.cluster.changes import changed, parsed
 from polyray.cluster.plan import STAGES, Actor, Sweep
 from polyray.cluster.progress import expected_units
@@ -231,7 +231,7 @@ class _Source:
         provenance["variant"] = overlay.described(self.base, steps) | {"vary": key, "value": shown}
         text = Path(shown).name if key == "prompts" else shown
         label = re.sub(r"[^A-Za-z0-9.-]+", "_", f"{key}-{text}")[:60]
-        out = self.base.out / overlay.FOLDER / f"{label}-{run_id(fields)[:8]}"
+        out = files.joined(self.base.out, overlay.FOLDER, f"{label}-{run_id(fields)[:8]}")
         sweep = Sweep(
             self.config.model_copy(update={"science": science}),
             str(out),
@@ -296,8 +296,9 @@ def record(base: Store, variant: Variant) -> None:
     )
     parts = [base.write_part("sensitivity", variant.unit, rows, None)]
     parts += [base.write_part("sensitivity_neurons", variant.unit, t, x) for x, t in by_layer.items() if len(t)]
-    base.commit(Receipt(variant.unit, parts, time.monotonic() - started_s, platform.node(), STAGE))
-    base.finish()
+    with base.acquire():
+        base.commit(Receipt(variant.unit, parts, time.monotonic() - started_s, platform.node(), STAGE))
+        base.finish()
 
 
 def _neurons(store: Store) -> pa.Table:

@@ -291,6 +291,7 @@ def test_every_stage_has_an_actor_and_kinds_are_not_started_over_and_over() -> N
 def store(tmp_path: Path) -> Store:
     made = Store(tmp_path / "out")
     made.create_or_resume({"seed": 0}, {"torch": "2", "device_class": "cpu"}, {})
+    made.acquire()
     return made
 
 

@@ -278,6 +278,7 @@ def test_actor_that_pends_is_worth_a_word(ray_here: None, resolved: Resolved, mo
 def store(tmp_path: Path) -> Store:
     made = Store(tmp_path / "out")
     made.create_or_resume({"seed": 0}, {"torch": "2", "device_class": "cpu"}, {})
+    made.acquire()
     return made
 
 

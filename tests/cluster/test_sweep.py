@@ -26,7 +26,7 @@ from sweeps import (
     Finished,
     by_hand,
     command,
-    commits,
+    committed,
     digests,
     files_of,
     printed_json,
@@ -69,9 +69,9 @@ class Interrupted:
     out: Path
     interrupt: Command
     interrupt_code: int
-    after_interrupt: dict[str, tuple[int, bytes]]
+    after_interrupt: dict[str, tuple[float, str, list[str]]]
     kill_code: int
-    after_kill: dict[str, tuple[int, bytes]]
+    after_kill: dict[str, tuple[float, str, list[str]]]
     status: dict[str, Any]
     verify_code: int
     verify: dict[str, Any]
@@ -87,14 +87,14 @@ def interrupted(tiny_yaml: Path, tmp_path_factory: pytest.TempPathFactory) -> In
     out = folder / "out"
     run = ("run", tiny_yaml, "--out", out)
     first = Command(folder / "first", *run)
-    first.wait_until(lambda: len(commits(out, "window")) >= 1)
+    first.wait_until(lambda: len(committed(out, "window")) >= 1)
     interrupt_code = first.send(signal.SIGINT)
-    after_interrupt = files_of(out / "commits")
+    after_interrupt = committed(out)
 
     second = Command(folder / "second", *run)
-    second.wait_until(lambda: len(commits(out, "draw")) >= 2)
+    second.wait_until(lambda: len(committed(out, "draw")) >= 2)
     kill_code = second.send(signal.SIGKILL)
-    after_kill = files_of(out)
+    after_kill = committed(out)
     status = printed_json(command("status", out, "--json"))
     found = command("verify", out, "--json")
 
@@ -119,15 +119,13 @@ def test_killed_sweep_goes_on_and_does_nothing_committed_again(interrupted: Inte
     assert interrupted.kill_code == -signal.SIGKILL
     assert interrupted.last_code == 0, interrupted.last.stderr
     # A record that was being written is a temporary file, and is gone in the end.
-    before = {n: f for n, f in interrupted.after_kill.items() if n.startswith("commits/") and n.endswith(".json")}
-    now = files_of(interrupted.out)
-    assert not any(name.endswith(".tmp") for name in now)
-    assert 2 <= sum(name.startswith("commits/draw") for name in before) < len(commits(finished.out, "draw"))
-    assert {f"commits/{name}" for name in interrupted.after_interrupt} <= before.keys()
-    assert {name: now[name] for name in before} == before
-    parts = [part["path"] for _, data in before.values() for part in json.loads(data)["receipt"]["parts"]]
-    assert parts
-    assert {p: now[p] for p in parts} == {p: interrupted.after_kill[p] for p in parts}
+    assert not any(name.endswith(".tmp") for name in files_of(interrupted.out))
+    before, now = interrupted.after_kill, committed(interrupted.out)
+    n_drawn = sum(unit.startswith("draw/") for unit in before)
+    assert 2 <= n_drawn < len(committed(finished.out, "draw"))
+    assert {unit: before[unit] for unit in interrupted.after_interrupt} == interrupted.after_interrupt
+    assert {unit: now[unit] for unit in before} == before
+    assert any(digests for _, _, digests in before.values())
 
 
 def test_killed_sweep_ends_with_the_digests_of_the_undisturbed_one(
@@ -175,7 +173,7 @@ def troubled(tiny_yaml: Path, ray_here: None, tmp_path_factory: pytest.TempPathF
     (folder / "full").write_text("9")
     full = command(*run)
     (folder / "full").unlink()
-    after_full = files_of(folder / "out")
+    after_full = committed(folder / "out")
     (folder / "die").write_text("1")
     died = command(*run)
     return {
@@ -192,11 +190,9 @@ def test_full_disk_stops_the_sweep_and_touches_nothing_committed(troubled: dict[
     assert troubled["full"].exit_code == 3
     assert "disk is full" in troubled["full"].stderr
     assert "run the same command again" in troubled["full"].stderr
-    committed = {n: f for n, f in troubled["after_full"].items() if n.startswith("commits/")}
-    mined = [n for n in committed if n.startswith("commits/mine")]
-    assert len(mined) == 1
-    now = files_of(troubled["out"])
-    assert {n: now[n] for n in committed} == committed
+    before, now = troubled["after_full"], committed(troubled["out"])
+    assert sum(unit.startswith("mine/") for unit in before) == 1
+    assert {unit: now[unit] for unit in before} == before
 
 
 def test_killed_worker_is_replaced_and_digests_stay(troubled: dict[str, Any], finished: Finished) -> None:
@@ -234,8 +230,9 @@ def test_resuming_with_another_execution_half_is_allowed(
     assert result.exit_code == 0, result.output
     assert printed_json(result)["stage_seconds"] == {}
     now = files_of(finished.out)
-    # The picture is drawn, and the seal set, anew by every run that ends; nothing else is touched.
-    assert {n for n in now.keys() | before.keys() if now.get(n) != before.get(n)} <= {
+    # The picture is drawn, the seal set, and the lease taken anew by every run that ends; nothing else is touched.
+    touched = {n for n in now.keys() | before.keys() if now.get(n) != before.get(n)}
+    assert {n for n in touched if not n.startswith("commits/")} <= {
         "_SUCCESS",
         "summary.png",
         "swaps.png",

@@ -25,11 +25,12 @@ UNIT = 4
 
 def do(worker: Worker, store: Store, *stages: str) -> None:
     """All units of these stages, one after the other."""
-    for stage in stages:
-        for unit in works(stage, worker.sweep.shape, store):
-            (result,) = worker.run([unit])
-            assert isinstance(result, Receipt), result
-            store.commit(result)
+    with store.acquire():
+        for stage in stages:
+            for unit in works(stage, worker.sweep.shape, store):
+                (result,) = worker.run([unit])
+                assert isinstance(result, Receipt), result
+                store.commit(result)
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,7 @@ def test_units_in_any_order_give_the_same_rows(embedded: Embedded, small_units: 
     for name, step in (("forth", 1), ("back", -1)):
         sweep = embedded.copy(tmp_path / name, 1e-9)
         worker, store = Watched(sweep), Store(tmp_path / name)
+        store.acquire()
         for unit in works("cluster", sweep.shape, store)[::step]:
             (result,) = worker.run([unit])
             assert isinstance(result, Receipt), result

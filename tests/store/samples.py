@@ -1,6 +1,7 @@
 """A small made-up run: rows of every table from a seed, and units of work that write them."""
 
 import errno
+import itertools
 import multiprocessing
 import os
 import random
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from polyray import files
 from polyray.parts import full_schema
 from polyray.records import Receipt
 from polyray.schema import TABLES
@@ -34,10 +36,27 @@ ODD_LAYERS = [
 ]
 
 
+# No two attempts at a unit take the same time.
+_SECONDS = itertools.count(0.5)
+
+
 def new_store(out: Path) -> Store:
     store = Store(out)
     store.create_or_resume(IDENTITY, PROVENANCE, {"science": {}})
+    store.acquire()
     return store
+
+
+def held(out: Path) -> Store:
+    """Another store of the same dataset, which has taken the lease over."""
+    store = Store(out)
+    store.acquire()
+    return store
+
+
+def records_in(out: Path) -> Path:
+    """The folder of the records that count."""
+    return max(p for p in (out / "commits").iterdir() if p.is_dir())
 
 
 def value(kind: pa.DataType, rng: random.Random) -> object:
@@ -85,7 +104,12 @@ def unit_key(i: int) -> str:
 def write_unit(store: Store, i: int, tables: tuple[str, ...] = ("mine_parts", "images")) -> Receipt:
     """The parts of unit i, not committed; the same rows for the same i."""
     parts = [store.write_part(t, unit_key(i), rows_of(t, 5, i), layer_of(t, f"blocks.{i % 3}")) for t in tables]
-    return Receipt(unit_key(i), parts, seconds=0.5, host="here", stage="mine")
+    return Receipt(unit_key(i), parts, seconds=next(_SECONDS), host="here", stage="mine")
+
+
+def attempts(store: Store) -> dict[str, tuple[float, list[str]]]:
+    """Which attempt at each unit was committed, and the digests of its parts, wherever they lie by now."""
+    return {unit: (r.seconds, [p.digest for p in r.parts]) for unit, r in store.committed().items()}
 
 
 def do_unit(store: Store, i: int) -> bool:
@@ -101,16 +125,15 @@ def no_link(*args: object, **kwargs: object) -> None:
     raise OSError(errno.EPERM, "no links")
 
 
-def race(folder: Path, n_units: int, start: Barrier, results: "multiprocessing.Queue[list[list[bool]]]") -> None:
-    """One of several processes that do the same units at the same time, with hard links and then without."""
+def race(folder: Path, n_files: int, start: Barrier, results: "multiprocessing.Queue[list[list[bool]]]") -> None:
+    """One of several processes that put the same files at the same time, with hard links and then without."""
+    data = os.getpid().to_bytes(4, "little")[:1] * 100_000
     won = []
     for name in ("links", "no links"):
         if name == "no links":
             os.link = no_link
-        store = Store(folder / name)
         won.append([])
-        for i in range(n_units):
-            receipt = write_unit(store, i)
+        for i in range(n_files):
             start.wait(60)
-            won[-1].append(store.commit(receipt))
+            won[-1].append(files.put_if_absent(folder / name / f"{i}.json", data))
     results.put(won)

@@ -6,7 +6,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
-from store.samples import ODD_LAYERS, do_unit, empty_rows, layer_of, new_store, plain, rows_of, write_unit
+from store.samples import ODD_LAYERS, do_unit, empty_rows, layer_of, new_store, plain, records_in, rows_of, write_unit
 
 from polyray.dataset import Dataset, open
 from polyray.errors import StoreError
@@ -158,9 +158,9 @@ def test_duckdb_reads_half_precision_vectors(tmp_path):
 
 
 def test_a_damaged_record_is_not_passed_over(tmp_path, monkeypatch):
-    monkeypatch.setattr("polyray.store._SETTLE_S", 0.0)
+    monkeypatch.setattr("polyray.ledger._SETTLE_S", 0.0)
     store = new_store(tmp_path)
     do_unit(store, 0)
-    next((tmp_path / "commits").iterdir()).write_text("{")
+    next(records_in(tmp_path).iterdir()).write_text("{")
     with pytest.raises(StoreError, match="do not count"):
         open(tmp_path)

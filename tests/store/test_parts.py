@@ -157,6 +157,6 @@ def test_parts_are_never_overwritten(tmp_path, monkeypatch):
     first = store.write_part("images", "u", rows_of("images", 3), None)
     before = (tmp_path / first.path).read_bytes()
     names = iter([Path(first.path).name, Path(first.path).name, "u-00000000.parquet"])
-    monkeypatch.setattr("polyray.store.part_name", lambda unit: next(names))
+    monkeypatch.setattr("polyray.parts.part_name", lambda unit: next(names))
     assert store.write_part("images", "u", rows_of("images", 4), None).path == "images/u-00000000.parquet"
     assert (tmp_path / first.path).read_bytes() == before

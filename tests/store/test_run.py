@@ -86,8 +86,9 @@ def test_out_that_is_a_file_or_an_address_is_refused(tmp_path):
     for out in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(StoreError, match="Choose another OUT"):
             new_store(out)
-    with pytest.raises(StoreError, match="local or shared folder"):
-        Store("s3://bucket/out")
+    for address in ("gs://bucket/out", "s3://", "file:///tmp/out"):
+        with pytest.raises(StoreError, match="local or shared folder or s3://bucket/prefix"):
+            Store(address)
 
 
 @pytest.mark.parametrize("text", ["{}", "[]", "3", '{"run_id": "x"}'])

@@ -2,7 +2,6 @@
 
 import json
 import pickle
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,16 +10,20 @@ from store.samples import (
     ODD_LAYERS,
     do_unit,
     empty_rows,
+    held,
     new_store,
     plain,
+    records_in,
     rows_of,
     unit_key,
     write_unit,
 )
 
 from polyray.errors import StoreError
+from polyray.files import Place
+from polyray.parts import part_files
 from polyray.records import Receipt, decode, encode, record_name
-from polyray.store import Store, part_files
+from polyray.store import Store
 from polyray.verify import verify
 
 
@@ -49,7 +52,7 @@ def test_the_first_record_wins_and_what_the_other_wrote_is_removed(tmp_path):
     store = new_store(tmp_path)
     first, second = write_unit(store, 0), write_unit(store, 0)
     assert store.commit(first)
-    assert not Store(tmp_path).commit(second)
+    assert not held(tmp_path).commit(second)
     assert Store(tmp_path).committed() == {first.unit_key: first}
     assert sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*.parquet")) == sorted(
         p.path for p in first.parts
@@ -60,7 +63,7 @@ def test_committing_the_same_receipt_again_harms_nothing(tmp_path):
     store = new_store(tmp_path)
     receipt = write_unit(store, 0)
     assert store.commit(receipt)
-    assert not Store(tmp_path).commit(receipt)
+    assert not held(tmp_path).commit(receipt)
     assert Store(tmp_path).read("images").num_rows == 5
 
 
@@ -78,7 +81,7 @@ def test_parts_that_are_gone_or_cut_short_cannot_be_committed(tmp_path):
     with pytest.raises(StoreError, match="do the unit again"):
         store.commit(receipt)
     path.unlink()
-    with pytest.raises(StoreError, match="It is gone"):
+    with pytest.raises(StoreError, match="is gone: do the unit again"):
         store.commit(receipt)
     assert store.committed() == {}
 
@@ -86,30 +89,29 @@ def test_parts_that_are_gone_or_cut_short_cannot_be_committed(tmp_path):
 def test_records_of_another_run_do_not_count(tmp_path, caplog):
     store = new_store(tmp_path)
     receipt = write_unit(store, 0)
-    (tmp_path / "commits" / record_name(receipt.unit_key)).write_bytes(encode(receipt, "f" * 16))
+    (records_in(tmp_path) / record_name(receipt.unit_key)).write_bytes(encode(receipt, "f" * 16))
     assert store.committed() == {}
     assert "belongs to another run" in caplog.text
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"null", b'{"unit_key": "x"}'])
 def test_a_damaged_record_is_no_commit_and_heals(tmp_path, caplog, monkeypatch, damage):
-    monkeypatch.setattr("polyray.store._SETTLE_S", 0.0)
+    monkeypatch.setattr("polyray.ledger._SETTLE_S", 0.0)
     store = new_store(tmp_path)
     do_unit(store, 0)
     do_unit(store, 1)
-    (tmp_path / "commits" / record_name(unit_key(0))).write_bytes(damage)
+    (records_in(tmp_path) / record_name(unit_key(0))).write_bytes(damage)
     again = Store(tmp_path)
     assert list(again.committed()) == [unit_key(1)]
     assert "does not count" in caplog.text
     for use in (
         again.digests,
-        again.finish,
         lambda: again.read("images"),
         lambda: again.read("images", units=[unit_key(0)]),
     ):
         with pytest.raises(StoreError):
             use()
-    assert do_unit(again, 0)
+    assert do_unit(held(tmp_path), 0)
     assert list(Store(tmp_path).committed()) == [unit_key(0), unit_key(1)]
     assert Store(tmp_path).read("images").num_rows == 10
 
@@ -196,21 +198,21 @@ def test_finish_removes_orphans_alone_and_says_what_is_there(tmp_path):
 def test_a_unit_that_is_committed_while_the_run_finishes_is_not_harmed(tmp_path, monkeypatch):
     store = new_store(tmp_path)
     do_unit(store, 0)
-    list_parts, read_records, late = part_files, Store.intact, iter([1, 2])
+    list_parts, look, late = part_files, Store.intact, iter([1, 2, 4])
 
-    def listing(out: Path) -> list[str]:
-        do_unit(Store(tmp_path), next(late))
-        return list_parts(out)
+    def listing(place: Place) -> list[str]:
+        do_unit(store, next(late))
+        return list_parts(place)
 
-    def records(self: Store) -> list[Receipt]:
-        do_unit(Store(tmp_path), next(late))
-        return read_records(self)
+    def looking(self: Store) -> pa.Table:
+        do_unit(store, next(late))
+        return look(self)
 
     with monkeypatch.context() as patch:
         patch.setattr("polyray.store.part_files", listing)
-        patch.setattr(Store, "intact", records)
+        patch.setattr(Store, "intact", looking)
         store.finish()
-    assert len(store.committed()) == 3
+    assert len(store.committed()) == 4
     assert verify(tmp_path).ok
 
 
@@ -218,9 +220,10 @@ def test_a_commit_takes_success_back_but_a_losing_one_does_not(tmp_path):
     store = new_store(tmp_path)
     do_unit(store, 0)
     store.finish()
-    assert not do_unit(Store(tmp_path), 0)
-    assert store.is_finished
-    assert do_unit(store, 1)
+    again = held(tmp_path)
+    assert not do_unit(again, 0)
+    assert again.is_finished
+    assert do_unit(again, 1)
     assert not store.is_finished
 
 
