@@ -114,6 +114,7 @@ def measure(folder: Path, n_tokens: int, threads: int) -> dict[str, object]:
     sweep = resolved.sweep
     store = Store(sweep.out)
     store.create_or_resume(resolved.identity, resolved.provenance, config.model_dump(mode="json"))
+    lease = store.acquire()
     worker = TextScorer(sweep)
     for work in sweep.works("tokenise", store):
         store.commit(Receipt(work.key, worker.parts(work), 0.0, "", work.stage))
@@ -132,6 +133,7 @@ def measure(folder: Path, n_tokens: int, threads: int) -> dict[str, object]:
             peak, core_s = ray.get(core_peak.remote(ray.put(sweep), "h.1"))
     finally:
         chain.ShardActor = usual  # type: ignore[misc]
+        lease.release()
     notes = sorted((json.loads(p.read_text()) for p in folder.glob("peak-*.json")), key=lambda n: n["layer"])
     held = shard_memory(resolved.sizes, sweep.science, config.execution, N_BLOCKS)
     core = scoring_memory(resolved.sizes, sweep.science, ["core"])["core"]
