@@ -71,9 +71,10 @@ def sleepy(
     address: str | None = None,
     bundle_s: float = 1.0,
     autoscale: bool = False,
+    stages: Sequence[str] = (STAGE,),
     **pool: Any,
 ) -> Sleepy:
-    """A sweep of units that sleep; `pool` are the settings of its one pool of actors."""
+    """A sweep of units that sleep, so many in each stage; `pool` are the settings of its one pool of actors."""
     execution = {"address": address, "bundle_s": bundle_s, "autoscale": autoscale}
     science = {
         "subject": {"name": "none"},
@@ -81,7 +82,7 @@ def sleepy(
         "encoder": {"kind": "standin"},
     }
     config = parse_config({"science": science, "execution": execution | {"subject": {"num_cpus": CPU} | pool}})
-    sweep = SleepSweep(config, str(out), n_units, unit_s, says_s, writes)
+    sweep = SleepSweep(config, str(out), n_units, unit_s, says_s, writes, dict.fromkeys(stages, "subject"))
     return Sleepy(sweep, {"n_units": n_units}, {"torch": "none", "device_class": "cpu"})
 
 
@@ -177,6 +178,7 @@ def main() -> None:
     parser.add_argument("out")
     parser.add_argument("--units", type=int, default=100)
     parser.add_argument("--unit-s", type=float, default=0.1)
+    parser.add_argument("--stages", nargs="+", default=[STAGE])
     parser.add_argument("--actors", type=int, default=2)
     parser.add_argument("--bundle-s", type=float, default=1.0)
     parser.add_argument("--address")
@@ -193,6 +195,7 @@ def main() -> None:
         given.unit_s,
         address=given.address,
         bundle_s=given.bundle_s,
+        stages=given.stages,
         min=1,
         max=given.actors,
     )

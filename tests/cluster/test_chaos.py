@@ -1,0 +1,86 @@
+"""Whatever is killed, whenever: the sweep ends, and what it holds does not show it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chaos import STAGES
+from sweeps import clean_environment
+
+from polyray.cluster.plan import Work
+from polyray.records import Receipt
+from polyray.store import Store
+from polyray.verify import verify
+
+
+def under_fire(folder: Path, seed: int, strikes: int, units: int, unit_s: float, every_s: float) -> dict[str, Any]:
+    """What `chaos.py` tells, in a process of its own: Ray's nodes are started from a main thread alone."""
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "chaos", str(folder), "--seed", str(seed), "--strikes", str(strikes),
+            "--units", str(units), "--unit-s", str(unit_s), "--every-s", str(every_s),
+        ],
+        env=clean_environment(folder) | {"RAY_AUTH_MODE": "disabled"},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=1200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    # Ray prints as well, of workers that die.
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith('{"seed"')]
+    told: dict[str, Any] = json.loads(line)
+    return told
+
+
+def undisturbed(out: Path, n_units: int, made: Any) -> Store:
+    """The same rows, committed one after the other by hand."""
+    from sleepers import SleepActor
+
+    actor = object.__new__(SleepActor)
+    store = Store(out)
+    store.create_or_resume(made.identity, made.provenance, made.sweep.config.model_dump(mode="json"))
+    actor._sweep, actor._store, actor._trouble, actor._node = made.sweep, store, out / "none", "here"
+    with store.acquire():
+        for stage in STAGES:
+            for i in range(n_units):
+                receipt: Receipt = actor._do(Work(stage, start=i, stop=i + 1))
+                store.commit(receipt)
+        store.finish()
+    return store
+
+
+def check(folder: Path, told: dict[str, Any], n_units: int, n_strikes: int) -> None:
+    from sleepers import sleepy
+
+    out = folder / f"seed-{told['seed']}"
+    assert told["exits"][-1] == 0, told
+    assert sum(told["strikes"].values()) >= n_strikes, (
+        "the sweep ended before as much had happened: it needs more units"
+    )
+    # 3 would be a stage that gave up, or a unit that was quarantined; -9 is what chaos did.
+    assert set(told["exits"]) <= {0, -9}, told
+    keys = [Work(stage, start=i, stop=i + 1).key for stage in STAGES for i in range(n_units)]
+    report = verify(out, keys)
+    assert report.ok, report
+    store = Store(out)
+    assert store.is_finished
+    reference = undisturbed(folder / "reference", n_units, sleepy(folder / "reference", n_units, 0.0, stages=STAGES))
+    assert store.digests() == reference.digests()
+    assert store.digests()["failures"]["n_rows"] == len(keys)
+
+
+def test_a_sweep_under_fire_holds_what_an_undisturbed_one_does(tmp_path: Path) -> None:
+    told = under_fire(tmp_path, seed=1, strikes=6, units=40, unit_s=0.5, every_s=2.0)
+    check(tmp_path, told, 40, 6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
+def test_fifty_strikes(tmp_path: Path, seed: int) -> None:
+    told = under_fire(tmp_path, seed=seed, strikes=50, units=250, unit_s=0.5, every_s=3.0)
+    print(json.dumps(told))
+    check(tmp_path, told, 250, 50)
