@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from sleepers import ask_for_trouble, n_runs, trouble
-from sweeps import Command, clean_environment, commits
+from sweeps import Command, clean_environment, committed
 
 import polyray
 from polyray.verify import verify
@@ -152,19 +152,19 @@ def test_a_driver_that_is_told_to_stop_ends_with_130_and_goes_on(tmp_path: Path)
     assert "SIGTERM" in first.stderr
     assert "the same command goes on where this one stopped" in first.stderr
     assert "Traceback" not in first.stderr
-    committed = commits(out, "mine")
+    done = committed(out, "mine")
     # Whatever had begun could finish within the grace, and nothing more was sent.
-    assert 6 <= len(committed) < 60
-    assert len(n_runs(out)) == len(committed)
+    assert 6 <= len(done) < 60
+    assert len(n_runs(out)) == len(done)
     events = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
-    assert len([e for e in events if e["event"] == "unit_done"]) == len(committed)
+    assert len([e for e in events if e["event"] == "unit_done"]) == len(done)
 
     (trouble(out) / "poison").write_text("mine/0000059-0000060")
     second = Command(tmp_path / "second", *run, program=SLEEPERS)
     assert second.wait() == 3, second.stderr
     assert "mine/0000059-0000060: 6 actors died" in second.stderr
-    assert len(commits(out, "mine")) == 59
-    assert set(committed) <= set(commits(out, "mine"))
+    assert len(committed(out, "mine")) == 59
+    assert done.items() <= committed(out, "mine").items()
     assert all(n == 1 for i, n in n_runs(out).items() if i != 59)
 
 
@@ -180,4 +180,4 @@ def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
     assert run.wait() == 130, run.stderr
     assert time.monotonic() - started_s < 10
     assert "goes on where this one stopped" in run.stderr
-    assert commits(out, "mine") == []
+    assert committed(out, "mine") == {}
