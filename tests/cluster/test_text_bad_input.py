@@ -127,6 +127,7 @@ class ByHand:
         self.store = Store(self.sweep.out)
         config = self.sweep.config.model_dump(mode="json")
         self.store.create_or_resume(resolved.identity, resolved.provenance, config)
+        self.store.acquire()
         self.scorer = TextScorer(self.sweep)
 
     def stage(self, stage: str) -> list[Receipt | Failed]:
