@@ -8,7 +8,8 @@ a change of generations looks again, and never sees half of each.
 import logging
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 
@@ -23,6 +24,7 @@ _log = logging.getLogger(__name__)
 _SETTLE_S = 0.5
 # Generations follow each other after minutes; a reader that meets so many has other troubles.
 _LOOKS = 20
+_AT_ONCE = 16
 _NUMBERED = re.compile(r"[0-9]{8}(\.[a-z]+)?")
 
 
@@ -126,22 +128,30 @@ class Ledger:
             return None
         return next(manifest.receipts_of(manifest.of_units(self._units, [unit_key])))
 
-    def put(self, receipt: Receipt) -> bool:
-        """Puts a record unless a whole one is there; False where one is. A damaged one is replaced.
+    def put(self, receipts: Sequence[Receipt]) -> list[bool]:
+        """Puts the records of distinct units, side by side, unless a whole one is there; False where one is.
+
+        A damaged one is replaced.
 
         Raises:
             FileNotFoundError: the generation was cleaned away, since another has long begun.
         """
-        name = record_name(receipt.unit_key)
-        data = encode(receipt, self._run_id)
-        if not self._place.put_if_absent(f"{self.folder}/{name}", data):
-            self._settle([name])
-            if name in self._records:
-                return False
-            _log.warning("the damaged commit record %s is replaced", self._place.at(f"{self.folder}/{name}"))
-            self._place.replace(f"{self.folder}/{name}", data)
-        self._records[name] = receipt
-        return True
+        named = {record_name(receipt.unit_key): receipt for receipt in receipts}
+        records = [(f"{self.folder}/{name}", encode(receipt, self._run_id)) for name, receipt in named.items()]
+        with ThreadPoolExecutor(min(_AT_ONCE, len(records))) as pool:
+            created = list(pool.map(lambda record: self._place.put_if_absent(*record), records))
+        won = []
+        for (name, receipt), (path, data), is_new in zip(named.items(), records, created, strict=True):
+            if not is_new:
+                self._settle([name])
+                if name not in self._records:
+                    _log.warning("the damaged commit record %s is replaced", self._place.at(path))
+                    self._place.replace(path, data)
+                    is_new = True
+            if is_new:
+                self._records[name] = receipt
+            won.append(is_new)
+        return won
 
     def drop(self, unit_key: str) -> None:
         """Removes a unit's record."""

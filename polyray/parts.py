@@ -59,13 +59,14 @@ def new_name(place: files.Place, folder: str, unit_key: str) -> str:
             return name
 
 
-def require_parts(place: files.Place, receipt: Receipt) -> None:
-    """Makes sure that all parts of a receipt are there; `StoreError` where one is gone or was cut short."""
-    sizes = place.n_bytes([p.path for p in receipt.parts])
-    for part, n_bytes in zip(receipt.parts, sizes, strict=True):
+def require_parts(place: files.Place, receipts: Sequence[Receipt]) -> None:
+    """Makes sure that all parts of receipts are there; `StoreError` where one is gone or was cut short."""
+    parts = [(part, receipt.unit_key) for receipt in receipts for part in receipt.parts]
+    sizes = place.n_bytes([part.path for part, _ in parts])
+    for (part, unit_key), n_bytes in zip(parts, sizes, strict=True):
         if n_bytes != part.n_bytes:
             found = "is gone" if n_bytes is None else f"has {n_bytes} bytes, was written with {part.n_bytes}"
-            raise StoreError(f"part {part.path!r} of unit {receipt.unit_key!r} {found}: do the unit again.")
+            raise StoreError(f"part {part.path!r} of unit {unit_key!r} {found}: do the unit again.")
 
 
 def part_files(place: files.Place) -> list[str]:

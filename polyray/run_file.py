@@ -13,6 +13,8 @@ from polyray.errors import StoreError
 from polyray.schema import VERSION
 
 RUN = "run.json"
+GPU = "gpu.json"
+"""Model of the GPU that a run was begun on; there is none of a run on CPUs."""
 
 
 def described(identity: dict[str, Any], provenance: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
@@ -60,6 +62,13 @@ def load(place: files.Place) -> dict[str, Any]:
     if not whole:
         raise StoreError(f"{at!r} was edited: its run_id is not that of its identity. Restore it.")
     return run
+
+
+def settle_gpu(place: files.Place, model: str) -> str:
+    """Makes this model of GPU the run's unless it has one; returns the run's."""
+    with files.explained("write", place.at(GPU)):
+        place.put_if_absent(GPU, json.dumps({"gpu": model}).encode())
+        return str(json.loads(place.read(GPU))["gpu"])
 
 
 def refuse_another(out: str, held: dict[str, Any], wanted: dict[str, Any]) -> None:

@@ -181,38 +181,56 @@ class Store:
         )
 
     def commit(self, receipt: Receipt) -> bool:
-        """Makes a unit's parts count, all at once, unless the unit is committed already.
+        """Makes a unit's parts count, all at once, unless the unit is committed already; see `commit_all`.
+
+        Returns:
+            True where this receipt is now the unit's record; False where another was first, which stays.
+        """
+        return self.commit_all([receipt])[0]
+
+    def commit_all(self, receipts: Sequence[Receipt]) -> list[bool]:
+        """Commits units, each by itself: their records are put side by side, since a bucket answers after a while.
 
         A commit takes `_SUCCESS` back: the mark stands for what was there when it was written.
 
         Returns:
-            True where this receipt is now the unit's record; False where another was first, which stays. The parts
-            of a receipt that lost are removed.
+            For each receipt whether it is now its unit's record; False where another was first, which stays. The
+            parts of a receipt that lost are removed.
 
         Raises:
-            LeaseLostError: another driver took over; whether the unit is committed is for that one to say.
-            StoreError: there is no lease, a part of the receipt is missing, or the record cannot be written.
+            LeaseLostError: another driver took over; whether the units are committed is for that one to say.
+            StoreError: there is no lease, a part of a receipt is missing (then none was committed), or a record
+                cannot be written.
         """
         held = self._held()
-        if self._ledger.standing(receipt.unit_key) is None:
-            require_parts(self.place, receipt)
+        new: dict[str, int] = {}
+        for i, receipt in enumerate(receipts):
+            if receipt.unit_key not in new and self._ledger.standing(receipt.unit_key) is None:
+                new[receipt.unit_key] = i
+        won: set[int] = set()
+        if new:
+            require_parts(self.place, [receipts[i] for i in new.values()])
             self._take_success_back(held)
             with files.explained("commit to", self.place.at(self._ledger.folder)):
                 try:
-                    won = self._ledger.put(receipt)
+                    created = self._ledger.put([receipts[i] for i in new.values()])
                 except FileNotFoundError:
                     held.check()
                     raise
             held.check()
-            if won:
-                if self._ledger.n_records >= _MOST_RECORDS:
-                    self._begin(held, self.intact())
-                return True
+            won = {i for i, first in zip(new.values(), created, strict=True) if first}
+        for i in set(range(len(receipts))) - won:
+            self._forget(receipts[i])
+        if self._ledger.n_records >= _MOST_RECORDS:
+            self._begin(held, self.intact())
+        return [i in won for i in range(len(receipts))]
+
+    def _forget(self, receipt: Receipt) -> None:
+        """Removes the parts of a receipt that lost."""
         standing = self._ledger.standing(receipt.unit_key)
         kept = {p.path for p in standing.parts} if standing else set()
         with files.explained("clean up", self.place.at("")):
             self.place.remove(p.path for p in receipt.parts if p.path not in kept)
-        return False
 
     def retire(self, unit_key: str) -> None:
         """Takes back a commit whose rows others have replaced (a checkpoint): its record first, then its parts.

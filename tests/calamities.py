@@ -6,7 +6,9 @@ calamity sweeps units that sleep (`sleepers.py`) into `FOLDER/NAME` while someth
 
 import json
 import os
+import shlex
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -48,6 +50,17 @@ class Theatre:
         """Nodes come in the place of those that went; Ray starts them from a main thread alone."""
         while len(self.nodes) < self.n_nodes:
             self.nodes.append(self.cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES))
+
+    def add_blind_node(self) -> subprocess.Popen[bytes]:
+        """A node of two CPUs, in a mount namespace in which this folder is empty; needs root."""
+        ray_start = [sys.executable, "-m", "ray.scripts.scripts", "start", f"--address={self.cluster.address}"]
+        ray_start += ["--num-cpus=2", f"--object-store-memory={STORE_BYTES}", "--block"]
+        hidden = f"mount -t tmpfs none {shlex.quote(str(self.folder))} && exec {shlex.join(ray_start)}"
+        node = subprocess.Popen(["unshare", "--mount", "sh", "-c", hidden], stdout=subprocess.DEVNULL, cwd="/")
+        while not any(n["Resources"].get("CPU") == 2 for n in ray.nodes() if n["Alive"]):
+            assert node.poll() is None, "the node did not start"
+            time.sleep(0.2)
+        return node
 
     def busy_node(self, name: str) -> Any:
         """A node on which actors of a sweep are."""
@@ -146,6 +159,24 @@ def hang(t: Theatre) -> dict[str, Any]:
     return t.sweep("hang", 30, 0.2)
 
 
+def blind(t: Theatre) -> dict[str, Any]:
+    """The only node that is large enough has a folder of its own where OUT should be."""
+    if os.geteuid() != 0:
+        return {"name": "blind", "needs": "root"}
+    node = t.add_blind_node()
+    try:
+        return t.sweep("blind", 5, 0.0, num_cpus=2)
+    finally:
+        node.terminate()
+        node.wait()
+
+
+def gpus(t: Theatre) -> dict[str, Any]:
+    """One actor of four has a GPU of another model."""
+    (ask_for_trouble(t.folder / "gpus") / "gpus").write_text("A\nB\nA\n")
+    return t.sweep("gpus", 60, 0.3, min=4)
+
+
 def metrics(t: Theatre) -> dict[str, Any]:
     """No calamity: what Ray serves to Prometheus of the driver's node, once it has what the others counted."""
     (port,) = [n["MetricsExportPort"] for n in ray.nodes() if n["Alive"] and "node:__internal_head__" in n["Resources"]]
@@ -158,7 +189,7 @@ def metrics(t: Theatre) -> dict[str, Any]:
 
 
 CALAMITIES: dict[str, Callable[[Theatre], dict[str, Any] | list[dict[str, Any]]]] = {
-    f.__name__: f for f in (killed, hang, power_failure, notice, poison, metrics)
+    f.__name__: f for f in (killed, hang, power_failure, notice, poison, gpus, metrics, blind)
 }
 
 

@@ -5,6 +5,7 @@ from typing import NoReturn
 import pytest
 
 SKIPS = {
+    "mount": "needs root to hide a folder from a node",
     "small-disk": "needs root to mount a small file system",
     "object-store": "needs boto3 and moto's server (the extras s3 and dev)",
     "research-data": "needs the research data beside the project (../shared/data)",

@@ -9,17 +9,19 @@ import os
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-import ray
+import torch
 
 from polyray import columns
+from polyray.cluster.actors import answer
 from polyray.cluster.plan import Work
+from polyray.cluster.premises import Premises, Ready
 from polyray.config import Config, Science, parse_config
-from polyray.records import Receipt
+from polyray.records import PartInfo, Receipt
 from polyray.store import Store
 
 STAGE = "mine"
@@ -83,26 +85,37 @@ def sleepy(
     }
     config = parse_config({"science": science, "execution": execution | {"subject": {"num_cpus": CPU} | pool}})
     sweep = SleepSweep(config, str(out), n_units, unit_s, says_s, writes, dict.fromkeys(stages, "subject"))
-    return Sleepy(sweep, {"n_units": n_units}, {"torch": "none", "device_class": "cpu"})
+    return Sleepy(sweep, {"n_units": n_units}, {"torch": torch.__version__, "device_class": "cpu"})
 
 
 class SleepActor:
     """In the place of `actors.WorkerActor`. What befalls it stands in files of the folder `OUT.trouble`.
 
     `poison` holds keys of units that kill their actor, `hang` keys of units that never end, in the first process that
-    takes them. Every process leaves a file `pid-…` with its node, every unit that begins one `ran-…`.
+    takes them, `gpus` the models that processes say they have, in the order in which they start. Every process leaves a
+    file `pid-…` with its node, every unit that begins one `ran-…`.
     """
 
-    def __init__(self, kind: str, sweep: SleepSweep) -> None:
+    def __init__(self, kind: str, sweep: SleepSweep, premises: Premises) -> None:
         self._sweep = sweep
         self._store = Store(sweep.out)
         self._trouble = trouble(sweep.out)
-        self._node: str = ray.get_runtime_context().get_node_id()
+        self._ready = answer(premises)
         if self._trouble.exists():
-            (self._trouble / f"pid-{os.getpid()}").write_text(self._node)
+            (self._trouble / f"pid-{os.getpid()}").write_text(self._ready.node)
 
-    def ready(self) -> str:
-        return self._node
+    def ready(self) -> Ready:
+        return replace(self._ready, gpu=self._gpu()) if (self._trouble / "gpus").exists() else self._ready
+
+    def _gpu(self) -> str:
+        """The first of the models listed that no process before has taken; the last may be taken by many."""
+        *several, last = listed(self._trouble / "gpus")
+        for i, model in enumerate(several):
+            with suppress(FileExistsError):
+                (self._trouble / f"gpu-{i}").touch(exist_ok=False)
+                time.sleep(0 if model == last else 3)  # the odd one is not the first that is heard of
+                return model
+        return last
 
     def run(self, units: Sequence[Work]) -> list[Receipt]:
         return [self._do(work) for work in units]
@@ -111,14 +124,9 @@ class SleepActor:
         started_s = time.monotonic()
         if self._trouble.exists():
             self._make_trouble(work)
-        if self._sweep.unit_s:
-            time.sleep(self._sweep.unit_s)
-        parts = []
-        if self._sweep.writes:
-            rows = columns.failures(work.stage, work.key, [(None, "image", work.items[0], "it slept")])
-            parts.append(self._store.write_part("failures", work.key, rows, None))
+        parts = slept(self._sweep, self._store, work)
         seconds = time.monotonic() - started_s if self._sweep.says_s is None else self._sweep.says_s
-        return Receipt(work.key, parts, seconds, self._node, work.stage)
+        return Receipt(work.key, parts, seconds, self._ready.node, work.stage)
 
     def _make_trouble(self, work: Work) -> None:
         n = len(list(self._trouble.glob(f"ran-{work.items[0]}-*")))
@@ -127,6 +135,16 @@ class SleepActor:
             os.kill(os.getpid(), signal.SIGKILL)
         if n == 0 and work.key in listed(self._trouble / "hang"):
             time.sleep(1e6)
+
+
+def slept(sweep: SleepSweep, store: Store, work: Work) -> list[PartInfo]:
+    """What a unit comes to."""
+    if sweep.unit_s:
+        time.sleep(sweep.unit_s)
+    if not sweep.writes:
+        return []
+    rows = columns.failures(work.stage, work.key, [(None, "image", work.items[0], "it slept")])
+    return [store.write_part("failures", work.key, rows, None)]
 
 
 def trouble(out: Path | str) -> Path:

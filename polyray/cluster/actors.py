@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import ray
 
 from polyray.cluster.plan import Sweep, Work
+from polyray.cluster.premises import Premises, Ready, gpu_of
 from polyray.cluster.psi_text_work import workers_of
 from polyray.cluster.text_plan import TextSweep
 from polyray.cluster.text_score import TextScorer
@@ -31,23 +32,32 @@ def _worker(kind: str, sweep: AnySweep) -> UnitWorker:
 class WorkerActor:
     """One worker in a process of its own."""
 
-    def __init__(self, kind: str, sweep: AnySweep) -> None:
-        self._worker: UnitWorker = _worker(kind, sweep)
+    def __init__(self, kind: str, sweep: AnySweep, premises: Premises) -> None:
+        self._ready = answer(premises)
+        if self._ready.refusal is None:
+            self._worker: UnitWorker = _worker(kind, sweep)
 
-    def ready(self) -> str:
-        """Answers once the model is loaded and checked, with the id of the actor's node."""
-        node: str = ray.get_runtime_context().get_node_id()
-        return node
+    def ready(self) -> Ready:
+        """Answers once the model is loaded and checked, or the actor knows that it must not."""
+        return self._ready
 
     def run(self, units: Sequence[Work]) -> list[Receipt | Failed]:
         """Does the units of one call."""
         return self._worker.run(units)
 
 
-def start(kind: str, sweep_ref: ray.ObjectRef, pool: PoolConfig, env: dict[str, str]) -> ray.actor.ActorHandle:
+def answer(premises: Premises) -> Ready:
+    """What an actor of any kind says of itself, before it loads a model."""
+    node, refusal = ray.get_runtime_context().get_node_id(), premises.lacking()
+    return Ready(node, refusal, gpu_of(premises.device) if refusal is None else None)
+
+
+def start(
+    kind: str, sweep_ref: ray.ObjectRef, premises: Premises, pool: PoolConfig, env: dict[str, str]
+) -> ray.actor.ActorHandle:
     """Asks Ray for an actor; it never restarts by itself, since the dispatcher decides what a death means."""
     options = actor_options(pool) | {"runtime_env": {"env_vars": env}}
-    return ray.remote(WorkerActor).options(**options).remote(kind, sweep_ref)
+    return ray.remote(WorkerActor).options(**options).remote(kind, sweep_ref, premises)
 
 
 def actor_options(pool: PoolConfig) -> dict[str, object]:

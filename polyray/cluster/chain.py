@@ -15,14 +15,15 @@ import ray
 import ray.exceptions as rx
 from torch import Tensor
 
-from polyray.cluster.actors import actor_options, reason_of
+from polyray.cluster.actors import actor_options, answer, reason_of
 from polyray.cluster.dispatch import Progress
 from polyray.cluster.plan import Work
+from polyray.cluster.premises import Premises, Ready, mixed, premises_of
 from polyray.cluster.shard import ShardWorker
 from polyray.cluster.text_memory import n_shards_of
 from polyray.cluster.text_plan import TextSweep, passes, shards
 from polyray.cluster.text_rows import n_batches
-from polyray.errors import StageError
+from polyray.errors import StageError, StoreError
 from polyray.models.blocks import layer_index
 from polyray.records import PartInfo, Receipt
 from polyray.store import Store
@@ -42,12 +43,16 @@ OnMessage = Callable[[str], None]
 class ShardActor:
     """One shard in a process of its own."""
 
-    def __init__(self, sweep: TextSweep, blocks: range, layers: Sequence[str], cut: str | None) -> None:
-        self._worker = ShardWorker(sweep, blocks, layers, cut)
+    def __init__(
+        self, sweep: TextSweep, premises: Premises, blocks: range, layers: Sequence[str], cut: str | None
+    ) -> None:
+        self._ready = answer(premises)
+        if self._ready.refusal is None:
+            self._worker = ShardWorker(sweep, blocks, layers, cut)
 
-    def ready(self) -> bool:
-        """Answers once the weights are loaded."""
-        return True
+    def ready(self) -> Ready:
+        """Answers once the weights are loaded, or the shard knows that it must not."""
+        return self._ready
 
     def step(self, batch: int, hidden: Tensor | None) -> Tensor | None:
         """One batch."""
@@ -109,6 +114,7 @@ class _Pass:
     ) -> None:
         self._sweep, self._store, self._layers, self._total = sweep, store, list(layers), total
         self._sweep_ref = ray.put(sweep)
+        self._premises = premises_of(store, sweep.science.numerics.device)
         n_blocks = max(layer_index(layer) for layer in layers) + 1
         self._blocks = shards(n_blocks, n_shards)
         self._name = f"{layer_index(layers[0])}-{layer_index(layers[-1])}x{len(layers)}"
@@ -121,7 +127,9 @@ class _Pass:
             start = self._position()
             actors = [self._start(blocks, start) for blocks in self._blocks]
             try:
-                ray.get([a.ready.remote() for a in actors])
+                refusals = [mixed(self._store, ready) for ready in ray.get([a.ready.remote() for a in actors])]
+                for refusal in filter(None, refusals):
+                    raise StoreError(refusal)
                 self._flow(actors, start, told)
                 return
             except rx.RayError as e:
@@ -177,7 +185,9 @@ class _Pass:
             "runtime_env": {"env_vars": {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}}
         }
         cut = f"{CUT}/{self._name}/{position:07d}" if position else None
-        return ray.remote(ShardActor).options(**options).remote(self._sweep_ref, blocks, self._layers, cut)
+        return (
+            ray.remote(ShardActor).options(**options).remote(self._sweep_ref, self._premises, blocks, self._layers, cut)
+        )
 
     def _cuts(self) -> list[str]:
         """Checkpoints of a pass of these layers, oldest first; of other layers they are no use."""

@@ -16,10 +16,13 @@ import ray.exceptions as rx
 from polyray.cluster import actors, room
 from polyray.cluster.dispatch import Call, Cause, Dispatcher
 from polyray.cluster.plan import Work
+from polyray.cluster.premises import Ready, mixed, premises_of
 from polyray.cluster.telemetry import Telemetry
 from polyray.cluster.units import Failed
 from polyray.config import PoolConfig
+from polyray.errors import StoreError
 from polyray.records import Receipt
+from polyray.store import Store
 
 OnMessage = Callable[[str], None]
 
@@ -48,7 +51,8 @@ class _Member:
 class Crew:
     """Actors started, pending, busy. One kind at a time, so that one pool has the whole cluster."""
 
-    def __init__(self, sweep: actors.AnySweep, on_message: OnMessage, telemetry: Telemetry) -> None:
+    def __init__(self, sweep: actors.AnySweep, store: Store, on_message: OnMessage, telemetry: Telemetry) -> None:
+        self._store, self._premises = store, premises_of(store, sweep.science.numerics.device)
         self._threads = str(sweep.science.numerics.threads)
         self._sweep_ref = ray.put(sweep)
         self._on_message, self._telemetry = on_message, telemetry
@@ -96,7 +100,7 @@ class Crew:
             name = f"{self._kind}-{self._n_started}"
             self._n_started += 1
             env = {"OMP_NUM_THREADS": self._threads, "MKL_NUM_THREADS": self._threads}
-            handle = actors.start(self._kind, self._sweep_ref, self._pool, env)
+            handle = actors.start(self._kind, self._sweep_ref, self._premises, self._pool, env)
             member = _Member(handle, time.monotonic(), handle.ready.remote())
             self._members[name] = member
             self._waiting[member.ready] = name
@@ -114,8 +118,9 @@ class Crew:
         self._waiting[ref] = call.actor_id
         self._telemetry.sent(call.actor_id, list(call.keys), is_copy=call.is_copy)
 
-    def answers(self, dispatcher: Dispatcher) -> Iterator[tuple[int, list[Receipt | Failed]]]:
-        """Waits a moment; yields calls that returned, reports what befell actors to the dispatcher."""
+    def answers(self, dispatcher: Dispatcher) -> Iterator[dict[int, list[Receipt | Failed]]]:
+        """Waits a moment; yields the calls that returned, if any, all at once, and only then reports what befell
+        actors to the dispatcher: what they had done before counts first."""
         if not self._waiting:
             time.sleep(POLL_S)
         else:
@@ -123,10 +128,28 @@ class Crew:
             ready, _ = ray.wait(waiting, num_returns=1, timeout=POLL_S)
             if ready:
                 ready, _ = ray.wait(waiting, num_returns=len(waiting), timeout=0)
+            returned: dict[int, list[Receipt | Failed]] = {}
+            unanswered: list[tuple[str, Exception]] = []
             for ref in ready:
                 name = self._waiting.pop(ref, None)
-                if name is not None:  # else its actor went while others were looked at
-                    yield from self._answer(ref, name, dispatcher)
+                if name is None:
+                    continue  # its actor went while others were looked at
+                try:
+                    answer = ray.get(ref)
+                except rx.RayError as e:
+                    unanswered.append((name, e))
+                    continue
+                m = self._members[name]
+                if ref == m.ready:
+                    self._welcome(name, answer, dispatcher)
+                else:
+                    returned[m.calls.pop(ref)] = answer
+                    m.since_s = time.monotonic()
+            if returned:
+                yield returned
+            for name, error in unanswered:
+                if name in self._members:
+                    self._unanswered(name, error, dispatcher)
         if time.monotonic() - self._watched_s > WATCH_S:
             self._watch(dispatcher)
             self._watched_s = time.monotonic()
@@ -144,24 +167,19 @@ class Crew:
         for name in list(self._members):
             self.let_go(name)
 
-    def _answer(
-        self, ref: ray.ObjectRef, name: str, dispatcher: Dispatcher
-    ) -> Iterator[tuple[int, list[Receipt | Failed]]]:
-        m = self._members[name]
-        now_s = time.monotonic()
-        try:
-            answer = ray.get(ref)
-        except rx.RayError as e:
-            self._unanswered(name, e, dispatcher)
+    def _welcome(self, name: str, ready: Ready, dispatcher: Dispatcher) -> None:
+        """An actor has started; one that must not do a unit goes, and takes the run with it where it is the first."""
+        m, now_s = self._members[name], time.monotonic()
+        if refusal := mixed(self._store, ready):
+            if all(other.node is None for other in self._members.values()):
+                raise StoreError(refusal)
+            self.let_go(name, "start_failed", refusal)
+            self.say(f"actor {name} was let go: {refusal}")
+            dispatcher.actor_left(name, "start_failed", now_s, refusal)
             return
-        if ref == m.ready:
-            m.ready, m.node = None, answer
-            self._telemetry.joined(name, answer, now_s - m.asked_s)
-            dispatcher.actor_joined(name, now_s)
-        else:
-            call_id = m.calls.pop(ref)
-            m.since_s = now_s
-            yield call_id, answer
+        m.ready, m.node = None, ready.node
+        self._telemetry.joined(name, ready.node, now_s - m.asked_s)
+        dispatcher.actor_joined(name, now_s)
 
     def _unanswered(self, name: str, error: Exception, dispatcher: Dispatcher) -> None:
         m = self._members[name]

@@ -80,8 +80,7 @@ def resolve(config: PsiTextConfig, out: str) -> Resolved:
         "notes": notes,
     }
     swept = {info.name: neurons[info.name] for info in layers}
-    known = contents | {"torch": torch.__version__}
-    sweep = Sweep(config, out, n_documents, layers, swept, known, stages(science))
+    sweep = Sweep(config, out, n_documents, layers, swept, contents, stages(science))
     return Resolved(sweep, identity(config, contents, VERSION), provenance, notes)
 
 

@@ -113,8 +113,7 @@ def resolve(config: Config, out: str) -> Resolved:
         "notes": notes,
     }
     swept = {info.name: neurons[info.name] for info in layers}
-    known = contents | {"torch": torch.__version__}
-    sweep = Sweep(config, out, len(probe), layers, swept, known, stages(science))
+    sweep = Sweep(config, out, len(probe), layers, swept, contents, stages(science))
     return Resolved(sweep, identity(config, contents, VERSION), provenance, notes)
 
 
@@ -224,8 +223,8 @@ def neurons_digest(neurons: Mapping[str, Any]) -> str:
 
 
 def package_versions() -> dict[str, str | None]:
-    """Versions of the packages that numbers may depend on."""
-    return {name: _version(name) for name in _PACKAGES}
+    """Versions of the packages that numbers may depend on; of torch the build as well, since builds differ in bits."""
+    return {name: _version(name) for name in _PACKAGES} | {"torch": torch.__version__}
 
 
 def _version(package: str) -> str | None:

@@ -157,7 +157,7 @@ def _sweep(
 ) -> Outcome:
     """All stages, one after the other, by the driver that holds the dataset's lease."""
     telemetry = Telemetry(outcome.run_id, outcome.device_s)
-    crew = Crew(sweep, on_message, telemetry)
+    crew = Crew(sweep, store, on_message, telemetry)
     stages = list(sweep.steps.items())
     try:
         for i, (stage, kind) in enumerate(stages):
@@ -317,10 +317,10 @@ def drive(
             _act(dispatcher, crew, works, now_s, keep_idle=keep_idle)
         elif not crew.n_calls or now_s > give_up_s:
             raise Interrupted(f"interrupted by {stop.asked}; {crew.n_calls} call(s) were handed back unfinished")
-        for call_id, results in crew.answers(dispatcher):
-            for result in results:
-                _take(result, dispatcher, store, telemetry)
-            dispatcher.call_done(call_id, time.monotonic())
+        for returned in crew.answers(dispatcher):
+            _take([result for results in returned.values() for result in results], dispatcher, store, telemetry)
+            for call_id in returned:
+                dispatcher.call_done(call_id, time.monotonic())
         now_s = time.monotonic()
         if now_s - told_s > TOLD_S:
             told_s = now_s
@@ -347,16 +347,15 @@ def _act(dispatcher: Dispatcher, crew: Crew, works: Mapping[str, Work], now_s: f
         crew.send(call, [works[key] for key in call.keys])
 
 
-def _take(result: Receipt | Failed, dispatcher: Dispatcher, store: Store, telemetry: Telemetry) -> None:
-    """One unit came back, perhaps for the second time."""
-    now_s = time.monotonic()
-    if isinstance(result, Receipt):
-        outcome = "done" if store.commit(result) else "twice"
-        telemetry.unit(result.unit_key, outcome, result.seconds, result.host)
-        dispatcher.unit_done(result.unit_key, result.seconds, now_s)
-        return
-    if result.fatal:
-        raise StoreError(f"unit {result.unit_key!r} was stopped by the dataset: {result.reason}")
-    log.error("unit %s failed: %s\n%s", result.unit_key, result.reason, result.where)
-    telemetry.unit(result.unit_key, "failed")
-    dispatcher.unit_failed(result.unit_key, result.reason, now_s)
+def _take(results: Sequence[Receipt | Failed], dispatcher: Dispatcher, store: Store, telemetry: Telemetry) -> None:
+    """Units came back, some perhaps for the second time."""
+    receipts = [result for result in results if isinstance(result, Receipt)]
+    for receipt, first in zip(receipts, store.commit_all(receipts), strict=True):
+        telemetry.unit(receipt.unit_key, "done" if first else "twice", receipt.seconds, receipt.host)
+        dispatcher.unit_done(receipt.unit_key, receipt.seconds, time.monotonic())
+    for failed in (result for result in results if isinstance(result, Failed)):
+        if failed.fatal:
+            raise StoreError(f"unit {failed.unit_key!r} was stopped by the dataset: {failed.reason}")
+        log.error("unit %s failed: %s\n%s", failed.unit_key, failed.reason, failed.where)
+        telemetry.unit(failed.unit_key, "failed")
+        dispatcher.unit_failed(failed.unit_key, failed.reason, time.monotonic())

@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from polyray import __version__
 from polyray.categorical.published import published_digest
 from polyray.cluster.resolve import neurons_digest, package_versions, require_device
@@ -82,7 +80,6 @@ def resolve(config: TextConfig, out: str) -> TextResolved:
         "n_swept": {name: len(neurons) for name, neurons in layers.swept.items()},
         "notes": notes,
     }
-    known = contents | {"torch": torch.__version__}
-    sweep = TextSweep(config, out, n_documents, layers, known, text_stages(science))
+    sweep = TextSweep(config, out, n_documents, layers, contents, text_stages(science))
     sizes = sizes_of(model, science, layers, positions_of(corpus, tokenizer, science, info, n_documents))
     return TextResolved(sweep, sizes, identity(config, contents, VERSION), provenance, notes)

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 from numpy.typing import NDArray
 
 from polyray import columns, files, overlay
@@ -238,7 +237,7 @@ class _Source:
             self.provenance["n_images"],
             self.layers,
             self.neurons,
-            contents | {"torch": torch.__version__},
+            contents,
             {step: _actor(step) for step in steps},
         )
         return Variant(key, shown, Resolved(sweep, fields, provenance))

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 from numpy.typing import NDArray
 
 from polyray import columns
@@ -41,10 +40,9 @@ class Worker(UnitWorker):
         self.sweep = sweep
         self.science = sweep.science
         self.infos = {info.name: info for info in sweep.layers}
-        self._require("torch", torch.__version__)
 
     def _require(self, what: str, found: str) -> None:
-        """Refuses to work with other weights, prompts or versions than the driver resolved."""
+        """Refuses to work with other weights or prompts than the driver resolved."""
         if found != self.sweep.contents[what]:
             raise ModelError(
                 f"node {platform.node()!r} has another {what} than the driver: {found}, not "

@@ -51,9 +51,9 @@ class Tray:
     def __init__(self) -> None:
         self.n = 0
 
-    def commit(self, receipt: Receipt) -> bool:
-        self.n += 1
-        return True
+    def commit_all(self, receipts: Sequence[Receipt]) -> list[bool]:
+        self.n += len(receipts)
+        return [True] * len(receipts)
 
 
 class Loop:
@@ -66,7 +66,7 @@ class Loop:
         self.sweep, self.n_actors = made.sweep, n_actors
         self.pool = made.sweep.config.execution.subject
         self.telemetry = Telemetry("bench", DeviceSeconds())
-        self.crew = Crew(made.sweep, print, self.telemetry)  # type: ignore[arg-type]
+        self.crew = Crew(made.sweep, made_store, print, self.telemetry)  # type: ignore[arg-type]
         nobody = Dispatcher([], Policy(max_actors=n_actors))
         self.crew.man("subject", self.pool, nobody)
         self.crew.grow(n_actors)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from chaos import STAGES
+from sleepers import sleepy, slept
 from sweeps import clean_environment
 
 from polyray.cluster.plan import Work
@@ -38,24 +39,18 @@ def under_fire(folder: Path, seed: int, strikes: int, units: int, unit_s: float,
 
 def undisturbed(out: Path, n_units: int, made: Any) -> Store:
     """The same rows, committed one after the other by hand."""
-    from sleepers import SleepActor
-
-    actor = object.__new__(SleepActor)
     store = Store(out)
     store.create_or_resume(made.identity, made.provenance, made.sweep.config.model_dump(mode="json"))
-    actor._sweep, actor._store, actor._trouble, actor._node = made.sweep, store, out / "none", "here"
     with store.acquire():
         for stage in STAGES:
             for i in range(n_units):
-                receipt: Receipt = actor._do(Work(stage, start=i, stop=i + 1))
-                store.commit(receipt)
+                work = Work(stage, start=i, stop=i + 1)
+                store.commit(Receipt(work.key, slept(made.sweep, store, work), 0.0, "here", stage))
         store.finish()
     return store
 
 
 def check(folder: Path, told: dict[str, Any], n_units: int, n_strikes: int) -> None:
-    from sleepers import sleepy
-
     out = folder / f"seed-{told['seed']}"
     assert told["exits"][-1] == 0, told
     assert sum(told["strikes"].values()) >= n_strikes, (

@@ -12,6 +12,7 @@ import ray
 import ray.exceptions as rx
 from hypothesis import given
 from hypothesis import strategies as st
+from sweeps import Finished
 
 from polyray import columns
 from polyray.cluster import actors, room, service
@@ -245,13 +246,15 @@ class Hog:
         return os.getpid()
 
 
-def test_actor_that_pends_is_worth_a_word(ray_here: None, resolved: Resolved, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_actor_that_pends_is_worth_a_word(
+    resolved: Resolved, finished: Finished, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(crews, "PENDING_S", 0.5)
     monkeypatch.setattr(crews, "WATCH_S", 0.1)
     hog = Hog.options(num_cpus=service.nodes()[0]["CPU"]).remote()
     ray.get(hog.pid.remote())
     messages: list[str] = []
-    crew = crews.Crew(resolved.sweep, messages.append, Telemetry("run", DeviceSeconds()))
+    crew = crews.Crew(resolved.sweep, Store(finished.out), messages.append, Telemetry("run", DeviceSeconds()))
     dispatcher = Dispatcher([Unit("a")], Policy(max_actors=1))
     try:
         crew.man("scoring", PoolConfig(), dispatcher)

@@ -1,17 +1,11 @@
-"""A dataset in a bucket, against moto's server: real requests over HTTP, and the same protocol as in a folder.
+"""A dataset in a bucket, against the server of `buckets.py`: the same protocol as in a folder.
 
-Moto's server honours `If-None-Match: *` on PutObject (412 where the object is there), and on multipart completion. It
-looks and then puts, which is not one step as in S3: what happens at the same instant is not tested here, what happens
-one after the other is. It knows no 409 (two conditional puts under way), which is made up in a test.
+What happens at the same instant is not tested here, what happens one after the other is; the answer to two conditional
+puts under way (409) is made up.
 """
-
-import os
-import uuid
-from collections.abc import Iterator
 
 import pyarrow as pa
 import pytest
-from skips import skip
 from store.samples import IDENTITY, PROVENANCE, attempts, do_unit, new_store, plain, rows_of, unit_key, write_unit
 
 from polyray import compact, files
@@ -26,37 +20,10 @@ from polyray.verify import verify
 try:
     import boto3
     from botocore.exceptions import ClientError
-    from moto.server import ThreadedMotoServer
 except ModuleNotFoundError:
-    ThreadedMotoServer = None
+    pass  # the tests skip
 
 N = 6
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    """Address of a running S3 server, with credentials that it takes."""
-    if ThreadedMotoServer is None:
-        skip("object-store")
-    running = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    with pytest.MonkeyPatch.context() as patch:
-        for name in [n for n in os.environ if n.startswith("AWS_") or n.lower().endswith("_proxy")]:
-            patch.delenv(name)
-        running.start()
-        host, port = running.get_host_and_port()
-        patch.setenv("AWS_ACCESS_KEY_ID", "testing")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        boto3.client("s3").create_bucket(Bucket="census")
-        yield f"http://{host}:{port}"
-        running.stop()
-
-
-@pytest.fixture
-def out(server: str) -> str:
-    return f"s3://census/sweeps/{uuid.uuid4().hex}"
 
 
 def objects(out: str) -> list[str]:

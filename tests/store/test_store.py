@@ -59,6 +59,27 @@ def test_the_first_record_wins_and_what_the_other_wrote_is_removed(tmp_path):
     )
 
 
+def test_several_units_are_committed_at_once_each_by_itself(tmp_path):
+    store = new_store(tmp_path)
+    do_unit(store, 0)
+    again, first, second, other = (write_unit(store, i) for i in (0, 1, 1, 2))
+    assert store.commit_all([again, first, second, other]) == [False, True, False, True]
+    assert store.commit_all([]) == []
+    assert list(Store(tmp_path).committed()) == [unit_key(i) for i in range(3)]
+    assert Store(tmp_path).committed()[unit_key(1)].parts == first.parts
+    # What lost left nothing behind.
+    assert verify(tmp_path).ok
+
+
+def test_of_several_units_none_is_committed_where_a_part_is_gone(tmp_path):
+    store = new_store(tmp_path)
+    receipts = [write_unit(store, i) for i in range(3)]
+    (tmp_path / receipts[1].parts[0].path).unlink()
+    with pytest.raises(StoreError, match=f"of unit '{unit_key(1)}' is gone"):
+        store.commit_all(receipts)
+    assert list(store.committed()) == []
+
+
 def test_committing_the_same_receipt_again_harms_nothing(tmp_path):
     store = new_store(tmp_path)
     receipt = write_unit(store, 0)

@@ -1,0 +1,44 @@
+"""A whole sweep whose OUT is a bucket: the workers write there, and what it holds is what a folder would."""
+
+import json
+import signal
+from pathlib import Path
+
+from sweeps import Command, Finished, command, digests, printed_json
+
+import polyray
+from polyray.store import Store
+
+
+def n_committed(out: str) -> int:
+    try:
+        return len(Store(out).committed())
+    except polyray.PolyrayError:
+        return 0  # it has not begun
+
+
+def test_a_sweep_into_a_bucket_survives_its_driver(
+    out: str, tiny_yaml: Path, finished: Finished, tmp_path: Path
+) -> None:
+    """The driver and all its workers are killed half-way; the same command then ends the sweep."""
+    run = ("run", tiny_yaml, "--out", out, "--json")
+    first = Command(tmp_path / "first", *run)
+    first.wait_until(lambda: n_committed(out) >= 12)
+    first.send(signal.SIGKILL)
+    done = set(Store(out).committed())
+    assert not Store(out).is_finished
+
+    second = Command(tmp_path / "second", *run)
+    assert second.wait() == 0, second.stderr
+    assert done <= set(Store(out).committed())
+    assert Store(out).digests() == digests(finished.out)
+    told = json.loads(second.stdout)
+    assert told["pictures"]
+    assert all((tmp_path / "second" / picture).is_file() for picture in told["pictures"])  # a bucket shows nobody any
+
+    verified = command("verify", out, "--json")
+    assert (verified.exit_code, printed_json(verified)["ok"]) == (0, True)
+    status = printed_json(command("status", out, "--json"))
+    assert status["finished"]
+    neurons = polyray.open(out)["neurons"].to_table()
+    assert neurons.equals(polyray.open(finished.out)["neurons"].to_table())
