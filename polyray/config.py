@@ -200,8 +200,8 @@ class Execution(Section):
     address: str | None = None
     """Ray cluster; local Ray is started where none is given."""
     autoscale: bool = False
-    """The cluster adds nodes when actors ask for them: ask and wait for what no living node can hold. Not needed where
-    Ray's autoscaler says itself what it may add."""
+    """The cluster adds nodes when actors ask for them: ask and wait for what no living node can hold. Ray's own
+    autoscaler (2.60) does not say what it may add; not needed on clusters of which Ray knows that."""
     subject: PoolConfig = PoolConfig()
     """Actors that hold the subject and mine."""
     encoder: PoolConfig = PoolConfig()

@@ -152,8 +152,8 @@ class TextExecution(Section):
     address: str | None = None
     """Ray cluster; local Ray is started where none is given."""
     autoscale: bool = False
-    """The cluster adds nodes when actors ask for them: ask and wait for what no living node can hold. Not needed where
-    Ray's autoscaler says itself what it may add."""
+    """The cluster adds nodes when actors ask for them: ask and wait for what no living node can hold. Ray's own
+    autoscaler (2.60) does not say what it may add; not needed on clusters of which Ray knows that."""
     shard: PoolConfig = PoolConfig()
     """Actors that each hold one shard of the model; `max` is how many shards it is cut into, by default as many as
     fit, at most one a block."""

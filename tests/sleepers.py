@@ -83,7 +83,8 @@ def sleepy(
         "probe": {"kind": "generated", "n_classes": 2, "n_per_class": 2},
         "encoder": {"kind": "standin"},
     }
-    config = parse_config({"science": science, "execution": execution | {"subject": {"num_cpus": CPU} | pool}})
+    pools = {"subject": {"num_cpus": CPU} | pool, "encoder": {"max": 1}, "scoring": {"max": 1}}
+    config = parse_config({"science": science, "execution": execution | pools})
     sweep = SleepSweep(config, str(out), n_units, unit_s, says_s, writes, dict.fromkeys(stages, "subject"))
     return Sleepy(sweep, {"n_units": n_units}, {"torch": torch.__version__, "device_class": "cpu"})
 

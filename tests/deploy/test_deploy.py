@@ -21,7 +21,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from typer.main import get_command
 
 from polyray.cli import app
-from polyray.cluster.service import capacity
+from polyray.cluster.room import capacity, lacks
 from polyray.config import AnyConfig, Config, PoolConfig, load_config
 
 ROOT = Path(__file__).parents[2]
@@ -290,6 +290,16 @@ NODES = {
 """Resources of every kind of node, those of Kubernetes as Ray's autoscaler derives them from the pods."""
 
 
+MOST_NODES = 8
+
+
+def test_every_cluster_grows_to_as_many_nodes() -> None:
+    specs = [cluster_spec(name) for name in ("rayjob", "raycluster")]
+    groups = [group["maxReplicas"] for spec in specs for group in spec["workerGroupSpecs"]]
+    kinds = [kind for path in VMS for kind in read(path)["available_node_types"].values()]
+    assert {*groups, *(kind["max_workers"] for kind in kinds if "GPU" in kind["resources"])} == {MOST_NODES}
+
+
 def test_nodes_are_as_many_as_the_files_say() -> None:
     assert sum("gpu" in kind for kind in NODES) == 6
     assert len(NODES) == 9
@@ -309,11 +319,14 @@ def test_every_actor_fits_a_worker_and_none_the_head(node: str, where: str, word
         assert capacity(pool, heads) == 0, kind
 
 
-def test_the_job_asks_for_no_more_than_its_cluster_grows_to() -> None:
-    (words,) = [w for where, w in COMMANDS if where == "kuberay/rayjob.yaml"]
-    group = cluster_spec("rayjob")["workerGroupSpecs"][0]
-    most = [NODES["kuberay gpu-spot"]] * group["maxReplicas"]
-    for kind, pool in asked(words).execution:
+@pytest.mark.parametrize(("where", "words"), [(f, w) for f, w in COMMANDS if w[2] != "CONFIG"])
+def test_a_sweep_asks_for_what_its_cluster_grows_to(where: str, words: list[str]) -> None:
+    kind = {"kuberay/rayjob.yaml": "kuberay gpu-spot", "kuberay/raycluster.yaml": "kuberay gpu-spot"}.get(where)
+    most = [NODES[kind or next(k for k in NODES if k.startswith(Path(where).stem) and "gpu" in k)]] * MOST_NODES
+    execution = asked(words).execution
+    assert execution.autoscale  # there is no worker at first
+    assert lacks(execution, [{"CPU": 0.0, "memory": 2.0**30}]) == []
+    for kind, pool in execution:
         if isinstance(pool, PoolConfig):
             assert pool.max is not None, kind  # what makes Ray's autoscaler add nodes
             assert pool.max == capacity(pool, most), kind
