@@ -127,20 +127,13 @@ def run(
 
 def _run(config: AnyConfig, out: str, log_json: str | None, stop: Stop, as_json: bool) -> int:
     # Imported here: the commands that only read a dataset start without Ray and torch.
-    from polyray.cluster import psi_text_resolve, resolve, service, text_resolve
+    from polyray.cluster import apart, service
     from polyray.dataset import open as open_dataset
 
     console = _console(as_json)
     started_s = time.monotonic()
     folder = str(files.located(out))
-    resolved: Any
-    with _aside(as_json):
-        if isinstance(config, TextConfig):
-            resolved = text_resolve.resolve(config, folder)
-        elif isinstance(config, PsiTextConfig):
-            resolved = psi_text_resolve.resolve(config, folder)
-        else:
-            resolved = resolve.resolve(config, folder)
+    resolved = apart.resolved(config, folder)
     sweep = resolved.sweep
     console.print(
         f"[bold]polyray[/] {sweep.n_neurons:,} neurons in {sweep.n_layers} layers, {sweep.n_items}, into {escape(out)}"

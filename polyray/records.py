@@ -61,6 +61,18 @@ class Receipt:
     stage: str
 
 
+@dataclass(frozen=True)
+class Failed:
+    """A unit that raised."""
+
+    unit_key: str
+    reason: str
+    where: str
+    """The last frames of its traceback."""
+    fatal: bool
+    """The dataset itself cannot be read or written: no other unit would fare better."""
+
+
 _RECEIPT = TypeAdapter(Receipt)
 # The checksum is over the text as it stands, so that a reader of thousands of records need not write them again.
 _RECORD = re.compile(r'\{"checksum": "([0-9a-f]{64})", "run_id": "(\w*)", "receipt": (\{.*\})\}\n')

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from polyray.cli import app
-from polyray.cluster import service
+from polyray.cluster import apart, service
 from polyray.cluster.plan import PLANTING, STAGES, works
 from polyray.cluster.psi_text_work import workers_of
 from polyray.cluster.resolve import Resolved, resolve
@@ -71,8 +72,9 @@ def write_config(path: Path, raw: dict[str, Any]) -> Path:
 
 
 def command(*args: object) -> Result:
-    """The command line in this process, on the Ray that runs already where one does."""
-    return CliRunner().invoke(app, [str(a) for a in args])
+    """The command line in this process, configs resolved included, on the Ray that runs already where one does."""
+    with patch.object(apart, "resolved", apart.resolve):
+        return CliRunner().invoke(app, [str(a) for a in args])
 
 
 def printed_json(result: Result) -> dict[str, Any]:

@@ -40,6 +40,11 @@ def test_the_wall_can_be_seen_to_break() -> None:
     assert printed(IMPORT_ALL, "polyray.cluster.actors").split() == ["polyray.cluster.actors", "0", "True"]
 
 
+def test_a_driver_needs_no_torch() -> None:
+    code = "import sys, polyray.cluster.service, polyray.cluster.apart; print('torch' in sys.modules)"
+    assert printed(code) == "False\n"
+
+
 @pytest.mark.parametrize("module", ["polyray", "polyray.cli", "polyray.cluster.progress", "polyray.report.summary"])
 def test_reading_a_dataset_needs_neither_torch_nor_ray(module: str) -> None:
     heavy = printed(f"import sys, {module}; print(sorted({{'torch', 'ray', 'transformers'}} & sys.modules.keys()))")

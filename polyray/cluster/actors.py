@@ -5,17 +5,18 @@ returns receipts, never tensors.
 """
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import ray
 
 from polyray.cluster.plan import Sweep, Work
 from polyray.cluster.premises import Premises, Ready, gpu_of
-from polyray.cluster.psi_text_work import workers_of
 from polyray.cluster.text_plan import TextSweep
-from polyray.cluster.text_score import TextScorer
-from polyray.cluster.units import Failed, UnitWorker
 from polyray.config import PoolConfig
-from polyray.records import Receipt
+from polyray.records import Failed, Receipt
+
+if TYPE_CHECKING:
+    from polyray.cluster.units import UnitWorker
 
 _GIB = 1024**3
 
@@ -23,9 +24,14 @@ _GIB = 1024**3
 AnySweep = Sweep | TextSweep
 
 
-def _worker(kind: str, sweep: AnySweep) -> UnitWorker:
+def _worker(kind: str, sweep: AnySweep) -> "UnitWorker":
+    # Imported here: the driver starts actors, and stays small without torch and what the workers need.
     if isinstance(sweep, TextSweep):
+        from polyray.cluster.text_score import TextScorer
+
         return TextScorer(sweep)
+    from polyray.cluster.psi_text_work import workers_of
+
     return workers_of(sweep)[kind](sweep)
 
 
@@ -35,7 +41,7 @@ class WorkerActor:
     def __init__(self, kind: str, sweep: AnySweep, premises: Premises) -> None:
         self._ready = answer(premises)
         if self._ready.refusal is None:
-            self._worker: UnitWorker = _worker(kind, sweep)
+            self._worker = _worker(kind, sweep)
 
     def ready(self) -> Ready:
         """Answers once the model is loaded and checked, or the actor knows that it must not."""

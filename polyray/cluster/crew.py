@@ -18,10 +18,9 @@ from polyray.cluster.dispatch import Call, Cause, Dispatcher
 from polyray.cluster.plan import Work
 from polyray.cluster.premises import Ready, mixed, premises_of
 from polyray.cluster.telemetry import Telemetry
-from polyray.cluster.units import Failed
 from polyray.config import PoolConfig
 from polyray.errors import StoreError
-from polyray.records import Receipt
+from polyray.records import Failed, Receipt
 from polyray.store import Store
 
 OnMessage = Callable[[str], None]

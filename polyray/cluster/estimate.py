@@ -17,7 +17,7 @@ from polyray.config import Config, NumericsConfig, Science, TinyImageNet
 from polyray.errors import DataError, ModelError
 from polyray.kernels import random
 from polyray.models.encoders import Encoder, load_encoder
-from polyray.models.readouts import LayerInfo
+from polyray.models.layers import LayerInfo
 from polyray.models.vision import Subject, load_subject, resolve_neurons
 from polyray.models.vocabulary import load_prompts
 from polyray.probes.images import open_probe

@@ -6,21 +6,19 @@ run. A unit is a pure function of the run and its key.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
 
 from polyray.config import Config, Science
+from polyray.models.layers import LayerInfo
 from polyray.psi_text_config import PsiTextScience
 from polyray.schema import NULL_KINDS, SHARED_LAYER, SWAP_SHOWN
 from polyray.store import Store
-
-if TYPE_CHECKING:
-    from polyray.models.readouts import LayerInfo
 
 Actor = Literal["subject", "encoder", "scoring"]
 
@@ -121,7 +119,7 @@ class Sweep:
     config: Config
     out: str
     n_images: int
-    layers: "tuple[LayerInfo, ...]"
+    layers: tuple[LayerInfo, ...]
     neurons: Mapping[str, NDArray[np.int64]]
     """Neurons that are swept, by layer, ascending."""
     contents: Mapping[str, str]
@@ -160,6 +158,17 @@ class Sweep:
     def works(self, stage: str, store: Store) -> list[Work]:
         """Units of a stage, in a fixed order; all earlier ones have ended."""
         return works(stage, self.shape, store)
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A sweep that can start, and what its run.json says."""
+
+    sweep: Sweep
+    identity: dict[str, Any]
+    provenance: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+    """What a reader of the numbers must know: untrained weights, stand-ins, circularity."""
 
 
 def stages(science: Science) -> dict[str, Actor]:

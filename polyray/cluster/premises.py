@@ -9,8 +9,6 @@ with the node's name, not a dataset whose rows differ in the last bits.
 import platform
 from dataclasses import dataclass
 
-import torch
-
 from polyray import run_file
 from polyray.errors import StoreError
 from polyray.store import Store
@@ -28,6 +26,8 @@ class Premises:
 
     def lacking(self) -> str | None:
         """What of it does not hold in this process; None where all does."""
+        import torch  # here, since the driver makes these and should stay small
+
         node = platform.node()
         if torch.__version__ != self.torch:
             return (
@@ -70,7 +70,11 @@ class Ready:
 
 def gpu_of(device: str) -> str | None:
     """Model of the GPU that this process computes on; None on a CPU."""
-    return torch.cuda.get_device_name() if device == "cuda" else None
+    if device != "cuda":
+        return None
+    import torch
+
+    return torch.cuda.get_device_name()
 
 
 def mixed(store: Store, ready: Ready) -> str | None:

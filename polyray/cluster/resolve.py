@@ -10,14 +10,13 @@ import platform
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
 
 from polyray import __version__
-from polyray.cluster.plan import Sweep, neurons_swept, stages
+from polyray.cluster.plan import Resolved, Sweep, neurons_swept, stages
 from polyray.config import Config, NumericsConfig, StandIn, identity
 from polyray.errors import ConfigError, DataError
 from polyray.models.encoders import load_encoder
@@ -30,17 +29,6 @@ from polyray.psi.extract import max_examples
 from polyray.schema import VERSION
 
 _PACKAGES = ("ray", "torch", "torchvision", "timm", "open_clip_torch", "transformers", "numpy", "pyarrow", "pillow")
-
-
-@dataclass(frozen=True)
-class Resolved:
-    """A sweep that can start, and what its run.json says."""
-
-    sweep: Sweep
-    identity: dict[str, Any]
-    provenance: dict[str, Any]
-    notes: list[str] = field(default_factory=list)
-    """What a reader of the numbers must know: untrained weights, stand-ins, circularity."""
 
 
 def resolve(config: Config, out: str) -> Resolved:

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import ray
-import torch
 from ray._private.state import state as _state
 from ray.core.generated.common_pb2 import ActorDiedErrorContext
 
@@ -81,6 +80,8 @@ def fate(handle: ray.actor.ActorHandle) -> Fate:
 
 def this_machine() -> dict[str, float]:
     """Resources of the one node that a local cluster would have, without starting it."""
+    import torch  # here, since a driver has no need of it
+
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count()), "memory": 0.7 * memory}
 

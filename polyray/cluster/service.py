@@ -1,7 +1,8 @@
 """Service: does with Ray what the dispatcher decided.
 
 Place in the flow: `cli.py` calls `run`; this is the driver, and it stays thin: it asks the dispatcher what to do next,
-has the crew do it, and commits the receipts that come back. `drive` is the loop.
+has the crew do it, and commits the receipts that come back. `drive` is the loop. What needs torch is imported where it
+is used, so that the driver of a sweep that has no chain of shards holds a few hundred megabytes.
 """
 
 import logging
@@ -14,31 +15,33 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import ray
 import ray.exceptions as rx
 
-from polyray.cluster import actors, chain, text_memory
+from polyray.cluster import actors
 from polyray.cluster.crew import Crew, OnMessage
 from polyray.cluster.dispatch import Dispatcher, Policy, Progress, Unit
 from polyray.cluster.interrupt import GRACE_S, Interrupted, Stop
-from polyray.cluster.plan import Work
-from polyray.cluster.resolve import Resolved
+from polyray.cluster.plan import Resolved, Work
 from polyray.cluster.room import NodeGroup, at_once, groups, lacks, most_actors, nodes
 from polyray.cluster.room import capacity as capacity
 from polyray.cluster.room import this_machine as this_machine
 from polyray.cluster.telemetry import DeviceSeconds, Telemetry
 from polyray.cluster.text_plan import TextSweep
-from polyray.cluster.text_resolve import TextResolved
-from polyray.cluster.units import Failed
-from polyray.cluster.vary import Asked, record
 from polyray.config import Execution, PoolConfig
 from polyray.errors import ConfigError, StageError, StoreError
 from polyray.overlay import opened
-from polyray.records import Receipt
+from polyray.records import Failed, Receipt
 from polyray.store import Store
 from polyray.text_config import TextExecution
+
+if TYPE_CHECKING:
+    from polyray.cluster.text_memory import Room
+    from polyray.cluster.text_resolve import TextResolved
+    from polyray.cluster.vary import Asked
 
 log = logging.getLogger(__name__)
 
@@ -103,21 +106,21 @@ def cluster(execution: Execution | TextExecution) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def room_of(
-    execution: TextExecution, nodes: list[dict[str, float]], groups: Sequence[NodeGroup] = ()
-) -> text_memory.Room:
+def room_of(execution: TextExecution, nodes: list[dict[str, float]], groups: Sequence[NodeGroup] = ()) -> "Room":
     """What a categorical sweep finds on nodes of these resources, and on those that the cluster may add."""
+    from polyray.cluster.text_memory import Room
+
     n_fit = {kind: at_once(getattr(execution, kind), execution, nodes, groups) for kind in ("shard", "scoring")}
     most = sum(n_fit.values())
     added = [group.resources for group in groups for _ in range(int(min(group.max_nodes, most)))]
     memory = [node.get("memory", 0.0) for node in [*nodes, *added]]
     # What a cluster that only says that it grows will add cannot be known.
     unknown = [math.inf] * most if execution.autoscale and not groups else []
-    return text_memory.Room(n_fit, memory + unknown)
+    return Room(n_fit, memory + unknown)
 
 
 def run(
-    resolved: Resolved | TextResolved, on_progress: OnProgress, on_message: OnMessage, stop: Stop | None = None
+    resolved: "Resolved | TextResolved", on_progress: OnProgress, on_message: OnMessage, stop: Stop | None = None
 ) -> Outcome:
     """Runs a sweep on the current Ray cluster, resuming what its OUT already holds.
 
@@ -138,10 +141,13 @@ def run(
     """
     sweep, stop = resolved.sweep, stop or Stop()
     problems = lacks(sweep.config.execution, nodes(), groups())
-    if isinstance(resolved, TextResolved) and not problems:
-        text = resolved.sweep
-        room = room_of(text.config.execution, nodes(), groups())
-        problems = text_memory.lacks(resolved.sizes, text.science, text.config.execution, text.steps, room)
+    if isinstance(sweep, TextSweep) and not problems:
+        from polyray.cluster import text_memory
+
+        execution = sweep.config.execution
+        room = room_of(execution, nodes(), groups())
+        sizes: text_memory.Sizes = resolved.sizes  # type: ignore[union-attr]  # of a sweep of that kind
+        problems = text_memory.lacks(sizes, sweep.science, execution, sweep.steps, room)
     if problems:
         raise ConfigError("the cluster lacks what the config asks for:\n  " + "\n  ".join(problems))
     store = Store(sweep.out)
@@ -169,6 +175,8 @@ def _sweep(
                 later = stages[i + 1][1] if i + 1 < len(stages) else None
                 failed: dict[str, str] = {}
                 if isinstance(sweep, TextSweep) and kind == "shard":
+                    from polyray.cluster import chain
+
                     crew.dismiss()
                     shard = sweep.config.execution.shard
                     n_fit = at_once(shard, sweep.config.execution, nodes(), groups())
@@ -191,11 +199,13 @@ def _sweep(
     return outcome
 
 
-def vary(asked: Asked, on_progress: OnProgress, on_message: OnMessage, stop: Stop | None = None) -> None:
+def vary(asked: "Asked", on_progress: OnProgress, on_message: OnMessage, stop: Stop | None = None) -> None:
     """Runs the variants of a sweep one after the other, and adds each comparison to the sweep's dataset.
 
     What OUT holds already is not done again. Raises as `run` does.
     """
+    from polyray.cluster.vary import record
+
     for variant in asked.remaining:
         run(variant.resolved, _named(variant.label, on_progress), on_message, stop)
         record(asked.base, variant)

@@ -8,7 +8,6 @@ import platform
 import time
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import pyarrow as pa
 import torch
@@ -18,20 +17,8 @@ from polyray.cluster.plan import Work
 from polyray.errors import StoreError
 from polyray.overlay import opened
 from polyray.psi.mine import Failure
-from polyray.records import PartInfo, Receipt
+from polyray.records import Failed, PartInfo, Receipt
 from polyray.settings import NumericsConfig
-
-
-@dataclass(frozen=True)
-class Failed:
-    """A unit that raised."""
-
-    unit_key: str
-    reason: str
-    where: str
-    """The last frames of its traceback."""
-    fatal: bool
-    """The dataset itself cannot be read or written: no other unit would fare better."""
 
 
 class UnitWorker:

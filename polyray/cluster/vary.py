@@ -27,7 +27,7 @@ from polyray.cluster.resolve import Resolved, floor_note, mined_labels, pool_not
 from polyray.config import Config, Execution, Science, identity, override, parse_config, run_id
 from polyray.errors import ConfigError, DataError, ModelError, StoreError
 from polyray.models.encoders import load_encoder
-from polyray.models.locate import LayerInfo
+from polyray.models.layers import LayerInfo
 from polyray.models.vocabulary import load_prompts, prompts_digest
 from polyray.probes.images import open_probe
 from polyray.psi import sensitivity

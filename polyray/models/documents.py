@@ -17,7 +17,7 @@ from torch import Tensor
 from polyray.errors import ConfigError, ModelError
 from polyray.models.blocks import layer_name
 from polyray.models.language import LanguageModel, Shard
-from polyray.models.locate import LayerInfo
+from polyray.models.layers import LayerInfo
 from polyray.models.peaks import peaks
 from polyray.probes.reading import Around, Passage, Window, around, windows
 from polyray.probes.tokens import Tokenizer

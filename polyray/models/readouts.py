@@ -22,7 +22,8 @@ from torch.overrides import TorchFunctionMode
 
 from polyray.errors import ConfigError, ModelError, nearest
 from polyray.models.graph import call_name, flat, has_tensors, record
-from polyray.models.locate import Candidate, LayerInfo, Locator, Reading, blocks_of, refuse_chance
+from polyray.models.layers import LayerInfo
+from polyray.models.locate import Candidate, Locator, Reading, blocks_of, refuse_chance
 from polyray.models.peaks import peaks
 from polyray.models.places import places
 from polyray.models.rules import RULES

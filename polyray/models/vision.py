@@ -22,7 +22,8 @@ from polyray.config import NumericsConfig, PlantConfig, SubjectConfig
 from polyray.errors import ConfigError, ModelError, nearest
 from polyray.models import efficientnet_lite, planted
 from polyray.models.encoders import normalised, weights_digest
-from polyray.models.readouts import LayerInfo, Readouts, Selection
+from polyray.models.layers import LayerInfo
+from polyray.models.readouts import Readouts, Selection
 from polyray.models.weights import fit, read_weights
 from polyray.schema import PLANTED_KINDS
 from polyray.selection import read_selection

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from polyray import columns, schema
 from polyray.errors import DataError
 from polyray.models.documents import Reader, Response
-from polyray.models.locate import LayerInfo
+from polyray.models.layers import LayerInfo
 from polyray.probes.reading import Passage, Passages, text_hash
 from polyray.psi.mine import Failure, Images, Mined, mined
 from polyray.psi.pool import Responses

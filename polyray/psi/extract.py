@@ -17,7 +17,7 @@ from polyray import columns
 from polyray.config import Science
 from polyray.errors import ConfigError, DataError
 from polyray.kernels import random, windows
-from polyray.models.readouts import LayerInfo
+from polyray.models.layers import LayerInfo
 from polyray.models.vision import Subject
 from polyray.probes.images import ProbeSet, view
 from polyray.psi.mine import Images

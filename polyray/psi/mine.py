@@ -16,7 +16,7 @@ from polyray import columns, schema
 from polyray.config import Science
 from polyray.errors import DataError, StoreError
 from polyray.kernels import random, topk
-from polyray.models.readouts import LayerInfo
+from polyray.models.layers import LayerInfo
 from polyray.models.vision import Subject
 from polyray.probes.images import ProbeSet, pixel_hash, view
 from polyray.psi import pool

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from polyray import columns
 from polyray.config import Science
 from polyray.kernels import random
-from polyray.models.readouts import LayerInfo
+from polyray.models.layers import LayerInfo
 
 
 class Responses(NamedTuple):

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from polyray import columns
 from polyray.errors import ConfigError, DataError
-from polyray.models.locate import LayerInfo
+from polyray.models.layers import LayerInfo
 from polyray.models.sentence_encoder import SentenceEncoder
 from polyray.probes.reading import MAX_TOKENS, Around, Passages
 from polyray.psi.embed import embeddings

@@ -6,6 +6,7 @@
   actors with the same units in bundles of 1 and 10 and the same number in flight; the median of pairs that take turns,
   so that a slow spell of the machine hits both. Receipts are taken, not committed: what a commit costs is the disk's
   affair, and stands beside as commit_ms.
+- committed_1: as ratio_1, but with every receipt committed to the disk.
 - efficiency_real: share of their time that as many sleeping actors as asked for spend in units of 100 ms.
 - efficiency_64: the same of 64 actors in a simulation of events, in which every decision of the dispatcher takes the
   processor time that it took here, calls and answers take time, units vary by a fifth, and calls carry up to `bundle_s`
@@ -73,8 +74,8 @@ class Loop:
         while any(m.ready is not None for m in self.crew._members.values()):
             assert list(self.crew.answers(nobody)) == []
 
-    def drive(self, n: int, bundle_s: float) -> float:
-        """Seconds that a stage of so many units takes."""
+    def drive(self, n: int, bundle_s: float, store: Store | None = None) -> float:
+        """Seconds that a stage of so many units takes; they are committed where there is a store."""
         works = {w.key: w for w in (Work(STAGE, start=i, stop=i + 1) for i in range(n))}
         policy = Policy(max_actors=self.n_actors, min_actors=self.n_actors, in_flight=IN_FLIGHT, bundle_s=bundle_s)
         dispatcher = Dispatcher((Unit(key, 1.0) for key in works), policy)
@@ -83,11 +84,11 @@ class Loop:
         tray = Tray()
         started_s = time.perf_counter()
         service.drive(
-            dispatcher, self.crew, works, tray, self.telemetry, Stop(), lambda p: None, lambda: self.n_actors,
+            dispatcher, self.crew, works, store or tray, self.telemetry, Stop(), lambda p: None, lambda: self.n_actors,
             keep_idle=True,
         )  # type: ignore[arg-type]  # fmt: skip
         seconds = time.perf_counter() - started_s
-        assert tray.n >= n
+        assert (len(store.committed()) if store else tray.n) >= n
         assert dispatcher.progress(time.monotonic()).n_done == n
         return seconds
 
@@ -110,6 +111,18 @@ class Loop:
         seconds = time.perf_counter() - started_s
         assert n_back == n
         return seconds
+
+
+def with_commits(loop: Loop, folder: Path, n: int, pairs: int) -> float:
+    """Rate of the loop with a real store, one unit a call, divided by that of bare calls."""
+    ratios = []
+    for pair in range(pairs):
+        made = sleepy(folder / f"committed-{pair}", 1, 0.0)
+        store = Store(made.sweep.out)
+        store.create_or_resume(made.identity, made.provenance, {})
+        with store.acquire():
+            ratios.append(loop.bare(n, 1) / loop.drive(n, 1.0, store))
+    return round(statistics.median(ratios), 3)
 
 
 def overhead(loop: Loop, n: int, bundle: int, pairs: int) -> dict[str, float]:
@@ -207,6 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if given.units:
             loop = Loop(folder / "a", ACTORS, 0.0, says_s=1.0)
             told |= overhead(loop, given.units, 1, given.pairs) | overhead(loop, given.units, 10, given.pairs)
+            told["committed_1"] = with_commits(loop, folder, given.units, given.pairs)
             if given.many:
                 before = rss_mb()
                 seconds = loop.drive(given.many, bundle_s=20.0)

@@ -40,7 +40,7 @@ from polyray.cluster.plan import (
 )
 from polyray.columns import table
 from polyray.config import Config, parse_config
-from polyray.models.locate import LayerInfo
+from polyray.models.layers import LayerInfo
 from polyray.records import Receipt, record_name
 from polyray.schema import NULL_KINDS, SHARED_LAYER
 from polyray.store import Store

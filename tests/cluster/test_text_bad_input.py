@@ -25,13 +25,12 @@ from polyray.cluster.text_plan import text_works
 from polyray.cluster.text_resolve import TextResolved, resolve
 from polyray.cluster.text_rows import REFUSED, n_batches
 from polyray.cluster.text_score import NO_LAYER_BEFORE, NO_PRECURSOR, TextScorer
-from polyray.cluster.units import Failed
 from polyray.config import load_config
 from polyray.errors import ModelError, StageError
 from polyray.kernels.random import layer_word, tie_hash
 from polyray.models.families import FAMILIES
 from polyray.probes import text
-from polyray.records import Receipt
+from polyray.records import Failed, Receipt
 from polyray.store import Store
 from polyray.text_config import TextConfig
 

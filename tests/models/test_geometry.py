@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from polyray.errors import ModelError
 from polyray.models import axes as ax
 from polyray.models.axes import Atom, Axes
-from polyray.models.readouts import LayerInfo, Readouts
+from polyray.models.layers import LayerInfo
+from polyray.models.readouts import Readouts
 
 PX = 32
 

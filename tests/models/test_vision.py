@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from polyray.config import NumericsConfig, SubjectConfig
 from polyray.errors import ConfigError, ModelError
 from polyray.models import vision
-from polyray.models.readouts import LayerInfo, Readouts
+from polyray.models.layers import LayerInfo
+from polyray.models.readouts import Readouts
 from polyray.models.vision import Subject, load_subject, resolve_neurons
 
 HERE = __name__

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from polyray.config import Science, parse_config
 from polyray.errors import DataError
-from polyray.models.locate import LayerInfo
+from polyray.models.layers import LayerInfo
 from polyray.models.readouts import Readouts
 from polyray.models.vision import Subject, load_subject
 from polyray.probes.images import ProbeSet

@@ -14,7 +14,7 @@ from psi.samples import FakeProbe, layer_info, layer_row, science, subject_of
 from torch import Tensor, nn
 
 from polyray.config import Science
-from polyray.models.locate import LayerInfo
+from polyray.models.layers import LayerInfo
 from polyray.models.vision import Subject
 from polyray.psi.hosts import Examples, Peaks, boxes, window
 from polyray.psi.swap import Picture, Views

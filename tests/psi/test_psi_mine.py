@@ -35,7 +35,7 @@ from torch.nn import functional as F
 from polyray.config import ImageFolder, Science
 from polyray.errors import StoreError
 from polyray.kernels import random, topk
-from polyray.models.readouts import LayerInfo
+from polyray.models.layers import LayerInfo
 from polyray.models.vision import Subject
 from polyray.probes.images import ProbeSet, open_probe, view
 from polyray.psi.mine import Images, Mined, distinct_images, index, merge, mine
