@@ -11,12 +11,12 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 from numpy.typing import NDArray
 
 from polyray import columns, files, overlay
@@ -147,9 +147,9 @@ def _finished(out: str) -> Store:
             f"the sweep in {out!r} is not finished. Finish it first, with the command it was begun with (`polyray run "
             f"CONFIG --out {out}`); `polyray status` says how far it is."
         )
-    if base.run["provenance"]["torch"] != version("torch"):
+    if base.run["provenance"]["torch"] != torch.__version__:
         raise StoreError(
-            f"{out!r} was made with torch {base.run['provenance']['torch']}, here is {version('torch')}: scores "
+            f"{out!r} was made with torch {base.run['provenance']['torch']}, here is {torch.__version__}: scores "
             "differ in the last bits, and could not be told from what is varied. Install the same."
         )
     return base

@@ -372,7 +372,7 @@ def test_a_variant_that_was_interrupted_goes_on(
     assert verify(out).ok
 
     # Then between the variant's end and its comparison.
-    monkeypatch.setattr("polyray.cluster.service.record", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("polyray.cluster.vary.record", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     assert command("sensitivity", out, "--vary", "seed=7").exit_code == 130
     monkeypatch.undo()
     after = committed(half)
