@@ -12,6 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from polyray import schema
+from polyray.models.layers import LayerInfo
 
 
 def table(name: str, columns: dict[str, Any]) -> pa.Table:
@@ -23,6 +24,31 @@ def table(name: str, columns: dict[str, Any]) -> pa.Table:
     """
     want = schema.TABLES[name].schema
     return pa.table([_column(columns[f.name], f.type) for f in want], schema=want)
+
+
+def layer_row(
+    info: LayerInfo, n_neurons: int, window: str, side: int, *, swap_side: int | None, grid_w: int | None
+) -> pa.Table:
+    """A layer's row of `layers`; see the schema for what the sides are."""
+    row = {
+        "layer": info.name,
+        "depth": info.depth,
+        "n_neurons": n_neurons,
+        "width": info.width,
+        "layout": info.layout,
+        "grid_h": info.grid_h,
+        "grid_w": grid_w,
+        "activation": info.activation,
+        "ranked_by": info.ranked_by,
+        "window": window,
+        "side_px": side,
+        "swap_side_px": swap_side,
+        "receptive_px": info.receptive_px,
+        "center_x_px": info.center_x_px,
+        "center_y_px": info.center_y_px,
+        "stride_px": info.stride_px,
+    }
+    return table("layers", {name: [value] for name, value in row.items()})
 
 
 def _column(values: Any, kind: pa.DataType) -> pa.Array:

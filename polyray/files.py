@@ -26,10 +26,10 @@ _TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp")
 _LONGEST_NAME = 180
 _NO_HARD_LINKS = {errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV}
 _NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
-_RESUME = "What is committed is untouched: run the same command again to go on."
+RESUME = "What is committed is untouched: run the same command again to go on."
 _ADVICE = {
-    errno.ENOSPC: f"The disk is full. Free some space. {_RESUME}",
-    errno.EDQUOT: f"The disk quota is used up. Free some space or ask for more. {_RESUME}",
+    errno.ENOSPC: f"The disk is full. Free some space. {RESUME}",
+    errno.EDQUOT: f"The disk quota is used up. Free some space or ask for more. {RESUME}",
     errno.EROFS: "The file system is read-only. Choose an OUT that can be written.",
     errno.EACCES: "Choose an OUT that this user may write, or change its permissions.",
     errno.EPERM: "Choose an OUT that this user may write, or change its permissions.",
@@ -252,7 +252,7 @@ def explained(what: str, path: object) -> Iterator[None]:
     try:
         yield
     except OSError as e:
-        advice = _ADVICE.get(e.errno or 0, f"Check the file system. {_RESUME}")
+        advice = _ADVICE.get(e.errno or 0, f"Check the file system. {RESUME}")
         raise StoreError(f"cannot {what} {str(path)!r}: {e.strerror or e}. {advice}") from e
 
 

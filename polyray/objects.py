@@ -30,7 +30,6 @@ _UNCONDITIONAL = {"NotImplemented", "501"}
 _AT_ONCE = 16
 _MOST_REMOVED = 1000
 _CONFLICTS = 8
-_RESUME = "What is committed is untouched: run the same command again to go on."
 
 
 class Bucket:
@@ -217,10 +216,10 @@ class Bucket:
                 raise StoreError(f"there is no bucket {self._bucket!r}. Make it, or mend the address.") from e
             if code in _MISSING:
                 raise FileNotFoundError(2, "No such object", self.at(name)) from e
-            what = "Check the credentials and what they allow" if code in _FORBIDDEN else _RESUME.rstrip(".")
+            what = "Check the credentials and what they allow" if code in _FORBIDDEN else files.RESUME.rstrip(".")
             raise StoreError(f"{self.at(name)!r} cannot be used: {e}. {what}.") from e
         except BotoCoreError as e:
-            raise StoreError(f"{self._address!r} cannot be reached: {e}. {_RESUME}") from e
+            raise StoreError(f"{self._address!r} cannot be reached: {e}. {files.RESUME}") from e
 
 
 class _UnconditionalError(Exception):

@@ -6,11 +6,9 @@ Which question it answers: *does everything that the config names exist, and wha
 
 import platform
 
-import torch
-
 from polyray import __version__
 from polyray.cluster.plan import Sweep, neurons_swept, stages
-from polyray.cluster.resolve import Resolved, floor_note, neurons_digest, package_versions, pool_notes
+from polyray.cluster.resolve import Resolved, floor_note, neurons_digest, package_versions, pool_notes, require_device
 from polyray.config import identity
 from polyray.errors import ConfigError
 from polyray.models.documents import Opened
@@ -30,10 +28,7 @@ def resolve(config: PsiTextConfig, out: str) -> Resolved:
         ConfigError, DataError, ModelError: something does not exist or does not fit; nothing has been written.
     """
     science = config.science
-    if science.numerics.device == "cuda" and not torch.cuda.is_available() and config.execution.address is None:
-        raise ConfigError(
-            "science.numerics.device is 'cuda', but torch sees no GPU here; say 'cpu', or give an address."
-        )
+    require_device(science.numerics, config.execution.address)
     here = science.numerics.model_copy(update={"device": "cpu"})
     prompts = load_prompts(science.vocabulary, topic_prompts)
     corpus = open_corpus(science.probe.path, science.probe.text_column, science.probe.label_column)

@@ -15,8 +15,9 @@ from polyray.cluster.resolve import neurons_digest, package_versions, require_de
 from polyray.cluster.text_layers import layers_of
 from polyray.cluster.text_memory import Sizes, positions_of, sizes_of
 from polyray.cluster.text_plan import TextSweep, text_stages
+from polyray.cluster.text_rows import context_length
 from polyray.config import identity
-from polyray.errors import ConfigError, DataError
+from polyray.errors import DataError
 from polyray.models.blocks import layer_index, layer_name
 from polyray.models.language import LanguageModel
 from polyray.probes.text import open_corpus
@@ -49,10 +50,7 @@ def resolve(config: TextConfig, out: str) -> TextResolved:
     model = LanguageModel(science.model.path)
     info = model.info
     layers = layers_of(science, info)
-    if science.model.context is not None and science.model.context > info.context:
-        raise ConfigError(
-            f"science.model.context {science.model.context} is more than the model's {info.context} tokens."
-        )
+    context_length(science, info)
     tokenizer = Tokenizer(model.folder)
     corpus = open_corpus(science.corpus.path, science.corpus.text_column, science.corpus.label_column)
     n_documents = min(len(corpus), science.corpus.limit or len(corpus))

@@ -15,13 +15,12 @@ from polyray.categorical.count import Kept
 from polyray.categorical.mine import Batch, LayerSums, batches
 from polyray.cluster.text_plan import TextSweep
 from polyray.errors import ModelError
+from polyray.models import blocks
 from polyray.models.language import LanguageModel, ModelInfo
 from polyray.probes.tokens import Packed
 from polyray.store import Store
 from polyray.text_config import TextScience
 
-MOST_CONTEXT = 1024
-"""Tokens of a context where the config does not say: longer ones cost more than a token's statistics gain."""
 REFUSED = "an activation is not finite, or too large to be added up"
 """Reason of neurons in `refused`."""
 
@@ -40,7 +39,7 @@ def model_of(sweep: TextSweep) -> LanguageModel:
 
 def context_length(science: TextScience, info: ModelInfo) -> int:
     """Tokens of a context."""
-    return science.model.context or min(info.context, MOST_CONTEXT)
+    return blocks.context_length("science.model.context", science.model.context, info.context)
 
 
 def context_rows(packed: Packed, first_document: int) -> pa.Table:

@@ -92,6 +92,7 @@ class Checkpoint:
         self._folder = folder
         self._prefix = prefix
         self._mapped: dict[str, Any] = {}
+        self._digest: str | None = None
         files = _index(folder)
         if files is None:
             single = next(name for name in _WEIGHTS if (folder / name).is_file())
@@ -143,9 +144,13 @@ class Checkpoint:
     def digest(self) -> str:
         """64 hexadecimal digits of SHA-256 over config.json and all files of weights, in the order of their names.
 
+        Gigabytes are read once: asked again it answers from memory.
+
         Raises:
             ModelError: a file is missing, cut short or no file of weights.
         """
+        if self._digest is not None:
+            return self._digest
         weights = sorted(set(self._files.values()))
         for file in weights:
             self._open(file)
@@ -153,7 +158,8 @@ class Checkpoint:
         for file in ["config.json", *weights]:
             with (self._folder / file).open("rb") as opened:
                 digest.update(hashlib.file_digest(opened, "sha256").digest())
-        return digest.hexdigest()
+        self._digest = digest.hexdigest()
+        return self._digest
 
 
 def _index(folder: Path) -> dict[str, str] | None:

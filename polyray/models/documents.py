@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from polyray.errors import ConfigError, ModelError
-from polyray.models.blocks import layer_name
+from polyray.models.blocks import context_length, layer_name
+from polyray.models.devices import require_cuda
 from polyray.models.language import LanguageModel, Shard
 from polyray.models.layers import LayerInfo
 from polyray.models.peaks import peaks
@@ -23,9 +24,6 @@ from polyray.probes.reading import Around, Passage, Window, around, windows
 from polyray.probes.tokens import Tokenizer
 from polyray.psi_text_config import LanguageSubject
 from polyray.settings import NumericsConfig
-
-MOST_CONTEXT = 1024
-"""Tokens of a window where the config does not say: longer ones take more memory than what a token gains by them."""
 
 _RECTIFIED = ("relu", "relu2", "relu_squared")
 """Activations that are 0 below 0."""
@@ -62,13 +60,9 @@ class Opened:
             raise ConfigError(
                 f"science.subject.layers: {config.path!r} has layers 0 to {info.n_layers - 1}, got {list(chosen)[-1:]}."
             )
-        if config.context is not None and config.context > info.context:
-            raise ConfigError(
-                f"science.subject.context {config.context} is more than the model's {info.context} tokens."
-            )
         self.blocks = list(chosen)
         self.lead, self.trail = _special_around(self.tokenizer, self.causal, config.path)
-        self.context = config.context or min(info.context, MOST_CONTEXT)
+        self.context = context_length("science.subject.context", config.context, info.context)
         self.room = self.context - len(self.lead) - len(self.trail)
         self.beside: Around = around(span, self.causal)
         if 2 * span > self.room:
@@ -149,8 +143,7 @@ class Reader(Opened):
 
     def __init__(self, config: LanguageSubject, span: int, numerics: NumericsConfig) -> None:
         super().__init__(config, span)
-        if numerics.device == "cuda" and not torch.cuda.is_available():
-            raise ModelError("numerics.device is 'cuda', but torch finds no CUDA device here. Set it to 'cpu'.")
+        require_cuda(numerics)
         self.micro_batch = config.micro_batch
         dtype = getattr(torch, config.dtype)
         self.shard = Shard(self.model, range(self.blocks[-1] + 1), dtype, numerics.device)

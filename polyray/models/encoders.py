@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from polyray.config import EncoderConfig, NumericsConfig, OpenClip
 from polyray.errors import ConfigError, DataError, ModelError
+from polyray.models.devices import require_cuda
 
 Vectors = tuple[Float16[Tensor, "n g"], Float16[Tensor, "n t"] | None]
 """Geometry, and text-aligned vectors where they are not the same."""
@@ -132,8 +133,7 @@ def load_encoder(config: EncoderConfig, numerics: NumericsConfig) -> Encoder:
         ConfigError: a model, tag or template that does not exist.
         ModelError: weights that cannot be reached or do not fit, a package or a device that is not there.
     """
-    if numerics.device == "cuda" and not torch.cuda.is_available():
-        raise ModelError("numerics.device is 'cuda', but torch finds no CUDA device here. Set it to 'cpu'.")
+    require_cuda(numerics)
     device = torch.device(numerics.device)
     # Imported here, since each takes seconds to import and only one of them is wanted.
     if isinstance(config, OpenClip):

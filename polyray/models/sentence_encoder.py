@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from polyray.errors import ModelError
+from polyray.models.devices import require_cuda
 from polyray.models.encoders import PromptEncoder
 from polyray.models.language import LanguageModel, Shard
 from polyray.probes.tokens import Ids, Tokenizer
@@ -38,8 +39,7 @@ class SentenceEncoder(PromptEncoder):
     """
 
     def __init__(self, config: SentenceConfig, numerics: NumericsConfig) -> None:
-        if numerics.device == "cuda" and not torch.cuda.is_available():
-            raise ModelError("numerics.device is 'cuda', but torch finds no CUDA device here. Set it to 'cpu'.")
+        require_cuda(numerics)
         model = LanguageModel(config.path)
         if model.info.causal:
             raise ModelError(

@@ -47,27 +47,7 @@ def window(
             windows.central_side(energy, center_x, center_y, share)
             for share in (science.extract.energy, science.extract.swap_energy)
         )
-    return columns.table(
-        "layers",
-        {
-            "layer": [info.name],
-            "depth": [info.depth],
-            "n_neurons": [n_neurons],
-            "width": [info.width],
-            "layout": [info.layout],
-            "grid_h": [info.grid_h],
-            "grid_w": [info.grid_w],
-            "activation": [info.activation],
-            "ranked_by": [info.ranked_by],
-            "window": [science.extract.window],
-            "side_px": [side],
-            "swap_side_px": [swap_side],
-            "receptive_px": [info.receptive_px],
-            "center_x_px": [info.center_x_px],
-            "center_y_px": [info.center_y_px],
-            "stride_px": [info.stride_px],
-        },
-    )
+    return columns.layer_row(info, n_neurons, science.extract.window, side, swap_side=swap_side, grid_w=info.grid_w)
 
 
 def _energy(subject: Subject, probe: ProbeSet, science: Science, images: Images, info: LayerInfo) -> torch.Tensor:

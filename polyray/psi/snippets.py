@@ -89,27 +89,8 @@ class SnippetFrame:
 
 def layer_row(info: LayerInfo, n_neurons: int, beside: Around) -> pa.Table:
     """The layer's row of `layers`: nothing is measured, the snippet is as long as the config says."""
-    return columns.table(
-        "layers",
-        {
-            "layer": [info.name],
-            "depth": [info.depth],
-            "n_neurons": [n_neurons],
-            "width": [info.width],
-            "layout": [info.layout],
-            "grid_h": [info.grid_h],
-            "grid_w": [None],
-            "activation": [info.activation],
-            "ranked_by": [info.ranked_by],
-            "window": ["around" if beside.after else "before"],
-            "side_px": [beside.before + 1 + beside.after],
-            "swap_side_px": [None],
-            "receptive_px": [info.receptive_px],
-            "center_x_px": [info.center_x_px],
-            "center_y_px": [info.center_y_px],
-            "stride_px": [info.stride_px],
-        },
-    )
+    window = "around" if beside.after else "before"
+    return columns.layer_row(info, n_neurons, window, beside.before + 1 + beside.after, swap_side=None, grid_w=None)
 
 
 def embed(encoder: SentenceEncoder, passages: Passages, ids: NDArray[np.int64]) -> tuple[pa.Table, list[Failure]]:
