@@ -4,4 +4,4 @@ from jaxtyping import install_import_hook
 
 install_import_hook("polyray.kernels", "beartype.beartype")
 
-pytest_plugins = ["sweeps"]
+pytest_plugins = ["sweeps", "browser"]
