@@ -14,7 +14,9 @@ import duckdb
 import pyarrow as pa
 
 from polyray.dataset import Dataset, open
-from polyray.schema import TABLES
+from polyray.errors import StoreError
+from polyray.schema import TABLES, VERSION
+from polyray.store import Store
 
 
 def _holds_halves(column: pa.DataType) -> bool:
@@ -28,6 +30,20 @@ VIEWS = tuple(t.name for t in TABLES.values() if not any(_holds_halves(f.type) f
 """Tables that can be asked: all but those that hold float16, which DuckDB does not read from Arrow."""
 
 
+def refuse_newer(out: str | Path) -> None:
+    """Refuses a dataset of a newer schema version, before anything but its run.json is read.
+
+    Raises:
+        StoreError: its version is newer than `schema.VERSION`, or it has no run.json.
+    """
+    made_with = Store(out).run.get("schema_version")
+    if not isinstance(made_with, int) or made_with > VERSION:
+        raise StoreError(
+            f"{str(out)!r} was made with version {made_with} of the tables, and this polyray knows none after "
+            f"{VERSION}. Read it with the polyray that made it, or a later one."
+        )
+
+
 class Catalog:
     """Every table of `VIEWS` as a view; what nothing was committed for is an empty one.
 
@@ -39,7 +55,7 @@ class Catalog:
         n_threads: threads that it works with.
 
     Raises:
-        StoreError: the folder holds no run, one of another schema version, or a commit record is damaged.
+        StoreError: the folder holds no run, one of a newer schema version, or a commit record is damaged.
     """
 
     def __init__(self, out: str | Path, memory_mb: int = 400, n_threads: int = 2) -> None:
@@ -54,6 +70,7 @@ class Catalog:
 
     def refresh(self) -> Dataset:
         """Opens the dataset anew: what was committed since is seen from now on."""
+        refuse_newer(self._out)
         dataset = open(self._out)
         with self._lock:
             self.dataset = dataset
