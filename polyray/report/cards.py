@@ -15,8 +15,9 @@ N_CARDS = 24
 N_PICTURES = 4
 N_SNIPPETS = 3
 N_TOKENS = 12
-"""Most neurons, pictures and texts of a cluster, and tokens of a list."""
-MOST_BYTES = 4_000_000
+N_GROUPS = 6
+"""Most neurons, pictures and texts of a cluster, tokens of a list, and clusters of a neuron."""
+MOST_BYTES = 3_000_000
 """Bytes of all pictures together: keeps the page small where thumbnails are large."""
 MOST_BYTES_EACH = 64_000
 _JPEG = b"\xff\xd8\xff"
@@ -46,7 +47,8 @@ def _psi(source: Source) -> Section:
         (r["layer"], r["neuron"]): r["causal"]
         for r in source.rows(
             "SELECT layer, neuron, causal FROM effects WHERE scope = 'neuron' AND kind = 'real' "
-            "AND contrast = 'aligned-random'"
+            "AND contrast = 'aligned-random' AND list_contains($neurons, neuron)",
+            {"neurons": [r["neuron"] for r in best]},
         )
     }
     pictures = _Pictures(source)
@@ -56,7 +58,7 @@ def _psi(source: Source) -> Section:
         clusters = source.rows(
             "SELECT * FROM clusters WHERE layer = ? AND neuron = ? ORDER BY cluster", [r["layer"], r["neuron"]]
         )
-        groups = [_cluster(c, pictures) for c in clusters]
+        groups = _few([_cluster(c, pictures) for c in clusters[:N_GROUPS]], len(clusters))
         groups = groups or [Group("no clusters", "", missing="Its clusters are not in the dataset.")]
         made.append(
             Card(f"{layer_name(r['layer'])} · {r['neuron']}", _facts(r, key in verdicts, verdicts.get(key)), groups)
@@ -81,6 +83,12 @@ def _facts(r: dict[str, Any], swapped: bool, causal: bool | None) -> list[tuple[
         ("causal", verdict),
         ("diagnosis", visible(r["diagnosis"])),
     ]
+
+
+def _few(groups: list[Group], n: int) -> list[Group]:
+    """Groups, and how many there are beside them."""
+    rest = n - len(groups)
+    return [*groups, Group(f"and {rest} further", "")] if rest else groups
 
 
 class _Pictures:
@@ -158,7 +166,7 @@ def _language(source: Source) -> Section:
             key,
         )
         groups = [_core(c, words) for c in core[:1]]
-        groups += [_taken(t, words) for t in taken]
+        groups += _few([_taken(t, words) for t in taken[: N_GROUPS - 1]], len(taken))
         groups = groups or [Group("no tokens", "", missing="Its core-tokens are not in the dataset.")]
         facts = [
             ("difference", number(r["difference"])),

@@ -14,6 +14,8 @@ from polyray.report.svg import WIDTH, Drawing, colour, cut, dash, said, ticks
 
 _TOP, _BOTTOM, _RIGHT = 8, 34, 12
 _LEGEND = 15
+_MOST_LEFT = 180.0
+"""Room for the labels of rows."""
 _Scale = Callable[[float], float]
 
 
@@ -77,10 +79,10 @@ def dots(
     found = [v for s in series for i in range(len(labels)) for v in s.at(i) if v is not None]
     found += [] if reference is None else [reference]
     low, high = _limits(found, limits)
-    left = min(130.0, 14 + 6.1 * max((len(x) for x in labels), default=4))
+    left = min(_MOST_LEFT, 14 + 6.5 * max((len(x) for x in labels), default=4))
     n_legend = len(series) if len(series) > 1 else 0
     top = _TOP + _LEGEND * n_legend + 4
-    row = max(17.0, 5 + 8.5 * len(series))
+    row = max(18.0, 10 + 8.5 * len(series))
     drawing = Drawing(WIDTH, top + row * max(1, len(labels)) + _BOTTOM)
     bottom = drawing.height - _BOTTOM
     _legend(drawing, [s.name for s in series] if n_legend else [], _TOP + 8)
@@ -94,6 +96,8 @@ def dots(
         drawing.line(x(reference), top, x(reference), bottom, "ref")
     for i, label in enumerate(labels):
         middle = top + row * (i + 0.5)
+        if i and len(series) > 1:
+            drawing.line(8, top + row * i, WIDTH - _RIGHT, top + row * i, "grid")
         drawing.text(left - 8, middle + 4, cut(label, left - 10), "end", label)
         for j, s in enumerate(series):
             y = middle + 8.5 * (j - (len(series) - 1) / 2)
@@ -111,7 +115,7 @@ def lines(
     x_label: str,
     y_label: str,
     told: str,
-    from_zero: bool = False,
+    limits: tuple[float | None, float | None] = (None, None),
     reference: float | None = None,
 ) -> Markup:
     """Lines over an axis; a series with intervals has them as a band.
@@ -122,11 +126,11 @@ def lines(
         x_label: what the places are.
         y_label: what the figures are.
         told: to a reader who does not see it.
-        from_zero: the axis of figures begins at 0.
+        limits: ends of the axis of figures, where they are not the figures'.
         reference: place on the lower axis where a dashed line stands.
     """
     found = [v for s in series for i in range(len(x_values)) for v in s.at(i) if v is not None]
-    low, high = _limits(found, (0.0 if from_zero else None, None))
+    low, high = _limits(found, limits)
     n_legend = len(series) if len(series) > 1 else 0
     left, top = 46.0, _TOP + _LEGEND * n_legend + 18.0
     drawing = Drawing(WIDTH, top + 170 + _BOTTOM)

@@ -6,7 +6,7 @@ should be found, and what the paper gives for its own setting.
 
 from typing import Any
 
-from polyray.report import categorical, papers, sensitivity, summary, swaps
+from polyray.report import categorical, papers, sensitivity, summary
 from polyray.report.content import Block, Missing, Prose, Section, Table
 from polyray.report.plain import NOTHING, count, interval, number, p_value, percent, percent_interval, visible
 from polyray.report.scores import unsummarised
@@ -82,7 +82,7 @@ def _figure(row: dict[str, Any]) -> str:
 def _swapped(source: Source) -> list[list[str]]:
     if not source.has("effects"):
         return []
-    whole = next(r for r in swaps.records(source.dataset) if r["layer"] is None and r["split"] == "all")
+    whole = next(r for r in source.swapped if r["layer"] is None and r["split"] == "all")
     at, beside = whole["contrasts"]["aligned-random"], whole["contrasts"]["aligned-non_aligned"]
     causal, both, null = (whole[c] for c in ("causal", "causal_specific", "null_p05"))
     return [
@@ -145,14 +145,18 @@ def _categorical(source: Source) -> Section:
     ]  # fmt: skip
     gone = [r for c, r in of.items() if c != categorical.ACTUAL]
     verdicts = {v: sum(r["verdict"] == v for r in gone) for v in ("kept", "gone", "undecided", "no effect")}
-    said = ", ".join(f"{k} {v}" for k, v in verdicts.items() if v)
+    words = {"kept": "leave the effect as it is", "gone": "take it away", "undecided": "are undecided",
+             "no effect": "have no effect to be left"}  # fmt: skip
+    said = ", ".join(f"{v} {words[k]}" for k, v in verdicts.items() if v)
     note = (
         f"The paper: {papers.CATEGORICAL}, {papers.CATEGORICAL_SETTING}; its share of the first component is of one "
         "analysis, ours a mean over neurons. Controls break one thing each: where the share stays as high, the effect "
         "does not depend on what was broken. Intervals resample layers and token groups."
     )
     table = Table("Headline numbers beside their controls and the paper's", HEADS, rows, note, n_text=4)
-    return Section("headline", _TITLE, [table, Prose(f"What {len(gone)} controls leave of the effect: {said}.")])
+    return Section(
+        "headline", _TITLE, [table, Prose(f"Of {len(gone)} controls, {said}: the section on controls says which.")]
+    )
 
 
 CONTROLS = {

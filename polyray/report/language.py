@@ -8,23 +8,39 @@ from typing import Any
 
 from polyray.report import categorical
 from polyray.report.charts import Series, dots, lines
-from polyray.report.content import Block, Figure, Missing, Panel, Section, Table
+from polyray.report.content import Block, Facts, Figure, Missing, Panel, Prose, Section, Table
 from polyray.report.headline import CONTROLS
 from polyray.report.plain import NOTHING, count, interval, number, percent, percent_interval, visible
 from polyray.report.scores import MOST_ROWS, unsummarised
 from polyray.report.source import Source, layer_name
 
 CONDITIONS = CONTROLS | {
-    "order_same_frequency": "order permuted among tokens of equal frequency",
-    "members": "random core-tokens as clusters",
-    "members_same_activation": "core-tokens of equal activation as clusters",
-    "strangers": "clusters that the token is not in",
-    "whole_core": "all core-tokens as one cluster",
-    "embeddings_same_frequency": "embeddings swapped among tokens of equal frequency",
-    "directions": "random directions in place of embeddings",
-    "centre_removed": "without the core-tokens' mean direction",
+    "order_same_frequency": "order, equal frequency",
+    "members": "other core-tokens",
+    "members_same_activation": "the same, equal activation",
+    "strangers": "clusters a token is not in",
+    "whole_core": "all core-tokens, one cluster",
+    "embeddings_same_frequency": "embeddings swapped",
+    "directions": "random directions",
+    "centre_removed": "mean direction removed",
 }
 """Controls in the order in which they are shown; others come after them under their own names."""
+_ASKS = {
+    "order": "activation order permuted: does the order matter at all?",
+    "precursors_matched": "clusters with neurons that are no precursors, of about the same sizes: does it take the "
+    "connections?",
+    "precursors_random": "clusters with random neurons that are no precursors, whatever their size",
+    "tokens_same_frequency": "each taken token by one as frequent that is no core-token: does it take core-tokens?",
+    "order_same_frequency": "order permuted among core-tokens of about equal frequency: is it more than frequency?",
+    "members": "each taken token by another core-token of the neuron: does it take these tokens?",
+    "members_same_activation": "the same, by one of the same decile of activation",
+    "strangers": "proximity to the clusters that a token is not in: does it take membership?",
+    "whole_core": "all core-tokens as the one cluster: does it take clusters?",
+    "embeddings_same_frequency": "each token's embedding by that of another as frequent: does it take its meaning?",
+    "directions": "the tokens of highest mean along a random direction of the embeddings: does it take a network?",
+    "centre_removed": "the core-tokens' mean direction taken out of their embeddings: is it more than one dimension?",
+}
+"""What each control breaks, and asks; see categorical/controls.py."""
 _VERDICTS = "kept: what was broken is not what the effect depends on; gone: it is"
 
 
@@ -49,12 +65,14 @@ def deciles(source: Source) -> Section:
     at = list(range(1, 11))
     series = [_series("as it is, with quartiles of the neurons", whole)]
     series += [_series(_named(r["name"]), r) for r in broken if r["name"] is not None]
+    ends = [x for r in [*layers, *broken] for c in ("mean", "low", "high") for x in r[c] if x is not None]
+    limits = (min(ends), max(ends))
     told = "Mean dimensional proximity by decile of activation, over the whole sweep and under three controls"
     axes = ("decile of activation, 1 the highest", "mean cosine to the taken-clusters")
-    panels = [Panel("Whole sweep, beside controls", told, lines(at, series, *axes, told))]
+    panels = [Panel("Whole sweep, beside controls", told, lines(at, series, *axes, told, limits))]
     for r in source.in_order([{"layer": r["name"]} | r for r in layers if r["name"] is not None])[:_MOST_PANELS]:
         told = f"Mean dimensional proximity by decile of activation in {layer_name(r['layer'])}"
-        panels.append(Panel(layer_name(r["layer"]), told, lines(at, [_series("", r)], *axes, told)))
+        panels.append(Panel(layer_name(r["layer"]), told, lines(at, [_series("", r)], *axes, told, limits)))
     rows = [[_place(r["name"]), count(r["n"]), *(number(x) for x in r["mean"])] for r in _ends_with_whole(layers)]
     rows += [[_named(r["name"]), count(r["n"]), *(number(x) for x in r["mean"])] for r in broken if r["name"]]
     table = Table("Mean dimensional proximity by decile of activation", ("where", "neurons", *map(str, at)), rows)
@@ -66,7 +84,7 @@ def deciles(source: Source) -> Section:
     )
     if len(layers) - 1 > _MOST_PANELS:
         caption += f" Only the first {_MOST_PANELS} layers are drawn; all are in the table."
-    return Section("deciles", title, [Figure("deciles", title, caption, panels, [table])])
+    return Section("deciles", title, [Figure("deciles", "The higher the nearer?", caption, panels, [table])])
 
 
 _MOST_PANELS = 12
@@ -161,7 +179,9 @@ def controls(source: Source) -> Section:
         "same neurons. Near 0.5, dashed, nothing is left; as high as the first row: the effect does not depend on what "
         "was broken. Lines are 95 % intervals."
     )
-    return Section("controls", title, [Figure("controls", title, caption, panels, [every])])
+    broken = Facts([(_named(c), _ASKS.get(c, "see categorical/controls.py")) for c in left])
+    figure = Figure("controls", "As it is, and with one thing broken", caption, panels, [every])
+    return Section("controls", title, [figure, Prose("What each control breaks, and asks:"), broken])
 
 
 def _by_layer(label: str, layers: list[dict[str, Any]], condition: str, name: str) -> Series:

@@ -19,6 +19,8 @@ from polyray.store import SUCCESS, Store
 
 N_REASONS = 60
 """Most reasons of one table; the rest is counted."""
+LONGEST_SETTINGS = 200_000
+"""Letters of the settings that are shown; a choice of single neurons may be longer."""
 _COUNTED = {"psi": "neurons", "categorical": "proximity"}
 """Table with one row for each neuron swept."""
 
@@ -277,11 +279,19 @@ def provenance(source: Source) -> Section:
                 "machine that ran it. Versions and device class decide the last bits."
             ),
             Code("Command", "\n".join([command, *_variants(source)])),
-            Code("census.yaml", yaml.safe_dump({"science": source.science}, sort_keys=False, width=100), folded=True),
+            Code("census.yaml", _settings(source), folded=True),
         ]
     else:
         blocks.append(Missing("run.json holds no settings, so that no command can be given."))
     return Section("provenance", "Provenance, and how to do it again", blocks)
+
+
+def _settings(source: Source) -> str:
+    """The resolved science half as YAML, in ASCII: what is not is escaped, so that nothing hides in it."""
+    text: str = yaml.safe_dump({"science": source.science}, sort_keys=False, width=100)
+    if len(text) <= LONGEST_SETTINGS:
+        return text
+    return text[:LONGEST_SETTINGS] + "\n# cut here: config.science of OUT/run.json holds it whole\n"
 
 
 def _variants(source: Source) -> list[str]:

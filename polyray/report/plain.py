@@ -60,7 +60,7 @@ def count(value: float | None) -> str:
 def percent(value: float | None, digits: int = 1) -> str:
     """A share, 0 to 1, in per cent."""
     written = number(None if value is None else 100 * value, digits)
-    return written if written == NOTHING else written + " %"
+    return written if written == NOTHING else written + "\u00a0%"
 
 
 def p_value(value: float | None) -> str:

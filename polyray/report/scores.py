@@ -70,7 +70,9 @@ def distributions(source: Source) -> Section:
         told = f"Density of log psi under {preset}: " + "; ".join(
             f"{_KIND[k]}, median {number(moments[k]['at'][2], 2)}" for k in counts
         )
-        svg = lines(centres, series, f"log ψ, {preset}", "share of neurons per unit of log ψ", told, True, CHANCE)
+        svg = lines(
+            centres, series, f"log ψ, {preset}", "share of neurons per unit of log ψ", told, (0.0, None), CHANCE
+        )
         panels.append(Panel(f"{preset}: {_ASKS[preset]}", told, svg))
         tables.append(_bins(preset, low, width, counts, moments))
     if not panels:

@@ -5,6 +5,7 @@ from the records of the console's tables. Nothing of a dataset but its text is h
 """
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import duckdb
 import pyarrow as pa
 
 from polyray.errors import StoreError
+from polyray.report import swaps
 from polyray.report.catalog import Catalog
 from polyray.report.plain import visible
 from polyray.text_tables import TEXT_TABLES
@@ -76,6 +78,11 @@ class Source:
         """The level of q, as it is written."""
         level = self.setting("calibrate", "alpha")
         return "α" if level is None else f"{level:g}"
+
+    @cached_property
+    def swapped(self) -> list[dict[str, Any]]:
+        """Records of the patch swaps."""
+        return swaps.records(self.dataset) if self.has("effects") else []
 
     def in_order(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """Rows by depth of their layer, the sweep (None) last."""

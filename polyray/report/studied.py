@@ -5,7 +5,7 @@ Place in the flow: after the scores in the report of a PSI sweep; the numbers ar
 
 from typing import Any
 
-from polyray.report import planted, sensitivity, swaps
+from polyray.report import planted, sensitivity
 from polyray.report.charts import Series, dots
 from polyray.report.content import Block, Figure, Missing, Panel, Prose, Section, Table
 from polyray.report.papers import PSI_SWAP
@@ -32,7 +32,7 @@ def causes(source: Source) -> Section:
         asked = source.setting("swap") is not None
         why = "Patch swaps are not summed up yet: their last stage has not run." if asked else _NO_SWAPS
         return Section("swaps", title, [Missing(why)])
-    records = swaps.records(source.dataset)
+    records = source.swapped
     places = [r for r in records if r["split"] == "all"]
     names = [layer_name(r["layer"]) for r in places]
     panels = []

@@ -14,7 +14,7 @@ from markupsafe import Markup, escape
 WIDTH = 360
 """Units of a chart's width: about a pixel each where there is room, so that letters are as large as the page's."""
 N_COLOURS = 6
-_LETTER = 6.1
+_LETTER = 6.5
 """Mean width of a letter."""
 
 
