@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from polyray.report.svg import WIDTH, Drawing, colour, cut, dash, said, ticks
+from polyray.report.svg import WIDTH, Drawing, colour, cut, dash, letters, said, ticks
 
 _TOP, _BOTTOM, _RIGHT = 8, 34, 12
 _LEGEND = 15
@@ -79,7 +79,7 @@ def dots(
     found = [v for s in series for i in range(len(labels)) for v in s.at(i) if v is not None]
     found += [] if reference is None else [reference]
     low, high = _limits(found, limits)
-    left = min(_MOST_LEFT, 14 + 6.5 * max((len(x) for x in labels), default=4))
+    left = min(_MOST_LEFT, 14 + max((letters(x) for x in labels), default=26.0))
     n_legend = len(series) if len(series) > 1 else 0
     top = _TOP + _LEGEND * n_legend + 4
     row = max(18.0, 10 + 8.5 * len(series))
@@ -219,8 +219,10 @@ def _x_axis(
             drawing.line(x(tick), top, x(tick), bottom, "grid")
         drawing.text(x(tick), bottom + 14, said(tick), "mid soft")
     drawing.line(left, bottom, drawing.width - _RIGHT, bottom, "axis")
-    middle = (left + drawing.width - _RIGHT) / 2
-    drawing.text(middle, bottom + 29, cut(label, drawing.width - left), "mid soft", label)
+    said_label = cut(label, drawing.width - 12)
+    half = drawing.width / 2 if len(said_label) < len(label) else letters(said_label) / 2
+    middle = min((left + drawing.width - _RIGHT) / 2, drawing.width - 4 - half)
+    drawing.text(middle, bottom + 29, said_label, "mid soft", label)
 
 
 def _limits(found: Sequence[float], asked: tuple[float | None, float | None]) -> tuple[float, float]:

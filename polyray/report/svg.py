@@ -30,6 +30,11 @@ def standalone(svg: Markup) -> str:
     return f'<?xml version="1.0" encoding="UTF-8"?>\n{head}{mark}<style>{style()}</style>{rest}\n'
 
 
+def letters(text: str) -> float:
+    """About how wide a text is."""
+    return _LETTER * len(text)
+
+
 def cut(text: str, room: float) -> str:
     """A text that fits into so many units."""
     n = max(3, int(room / _LETTER))
