@@ -14,6 +14,8 @@ from polyray.report.svg import WIDTH, Drawing, colour, cut, dash, letters, said,
 
 _TOP, _BOTTOM, _RIGHT = 8, 34, 12
 _LEGEND = 15
+_MANY = 30
+"""Rows beyond which they stand closer."""
 _MOST_LEFT = 180.0
 """Room for the labels of rows."""
 _Scale = Callable[[float], float]
@@ -82,7 +84,7 @@ def dots(
     left = min(_MOST_LEFT, 14 + max((letters(x) for x in labels), default=26.0))
     n_legend = len(series) if len(series) > 1 else 0
     top = _TOP + _LEGEND * n_legend + 4
-    row = max(18.0, 10 + 8.5 * len(series))
+    row = 13.0 if len(series) == 1 and len(labels) > _MANY else max(18.0, 10 + 8.5 * len(series))
     drawing = Drawing(WIDTH, top + row * max(1, len(labels)) + _BOTTOM)
     bottom = drawing.height - _BOTTOM
     _legend(drawing, [s.name for s in series] if n_legend else [], _TOP + 8)

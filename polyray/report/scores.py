@@ -308,10 +308,10 @@ def components(source: Source) -> Section:
         ]
     caption = (
         "Each neuron's z under the preset specific: how many standard deviations of the one-concept null its score "
-        "lies above that null's mean; 0, dashed, is the mean. The stronger the colour of a hexagon, the more neurons (by "
-        "the logarithm). A sign says what more than half of a hexagon's neurons are: a dot, S, Q and D all beyond chance "
-        "(p < 0.05); a ring, “same concept, two classes” (Q beyond chance, D not); a V, “low-level split” (S beyond "
-        "chance, Q and D not). The outermost half per cent on each side is drawn at the edge."
+        "lies above that null's mean; 0, dashed, is the mean. The stronger the colour of a hexagon, the more neurons "
+        "(by the logarithm). A sign says what more than half of a hexagon's neurons are: a dot, S, Q and D all beyond "
+        "chance (p < 0.05); a ring, “same concept, two classes” (Q beyond chance, D not); a V, “low-level split” (S "
+        "beyond chance, Q and D not). The outermost half per cent on each side is drawn at the edge."
     )
     if not diagnosed:
         caption += " Diagnoses are not made yet, so that there are dots alone."

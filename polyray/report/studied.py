@@ -34,10 +34,14 @@ def causes(source: Source) -> Section:
         return Section("swaps", title, [Missing(why)])
     records = source.swapped
     places = [r for r in records if r["split"] == "all"]
-    names = [layer_name(r["layer"]) for r in places]
+    drawn = [r for r in places if any(f["mean_sd"] is not None for f in r["contrasts"].values())]
+    if not drawn:
+        why = "No neuron has two conditions to compare: nothing could be swapped, or nothing was left to be compared."
+        return Section("swaps", title, [Missing(why)])
+    names = [layer_name(r["layer"]) for r in drawn]
     panels = []
     for contrast in CONTRASTS:
-        at = [r["contrasts"][contrast] for r in places]
+        at = [r["contrasts"][contrast] for r in drawn]
         series = Series(_HEADS[contrast], *([f[c + "_sd"] for f in at] for c in ("mean", "low", "high")))
         told = f"{_HEADS[contrast]} by layer, in standard deviations; the numbers are in the table below"
         axis = "difference, in sd of the top responses"
@@ -52,7 +56,7 @@ def causes(source: Source) -> Section:
         "quite."
     )
     figure = Figure("swaps", "What a patch does, by contrast", caption, panels, [_contrasts(records)])
-    blocks: list[Block] = [figure, _causal_figure(places, names), _null_check(places[-1])]
+    blocks: list[Block] = [figure, _causal_figure(places), _null_check(places[-1])]
     reasons = source.rows(
         "SELECT reason, count(*) AS n FROM effects WHERE scope = 'neuron' AND kind = 'real' AND contrast = "
         "'aligned-random' AND reason IS NOT NULL GROUP BY reason ORDER BY n DESC, reason LIMIT 10"
@@ -86,7 +90,8 @@ def _contrasts(records: list[dict[str, Any]]) -> Table:
     return Table("Every contrast", heads, rows[:MOST_ROWS], note, n_text=2)
 
 
-def _causal_figure(places: list[dict[str, Any]], names: list[str]) -> Figure:
+def _causal_figure(places: list[dict[str, Any]]) -> Figure:
+    names = [layer_name(r["layer"]) for r in places]
     labels = {"causal": "causally polysemantic", "causal_specific": "… and more than one concept (p of S)"}
     series = [
         Series(label, *([r[c][end] for r in places] for end in ("mean", "low", "high"))) for c, label in labels.items()
