@@ -111,7 +111,7 @@ class _Pictures:
         """Addresses of a cluster's pictures, and what is missing of them."""
         held = [t for t in thumbnails or [] if t is not None][:N_PICTURES]
         good = [t for t in held if t.startswith(_JPEG) and len(t) <= MOST_BYTES_EACH]
-        missing = f"{len(held) - len(good)} of its pictures are no JPEG of a thumbnail's size." if good != held else ""
+        missing = f"Not shown, being no JPEG of a thumbnail's size: {len(held) - len(good)}." if good != held else ""
         fitting = []
         for t in good:
             if len(t) > self._left:

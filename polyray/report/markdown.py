@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from polyray.report.content import Block, Card, Cards, Code, Facts, Figure, Missing, Points, Prose, Story, Table
 from polyray.report.svg import standalone
 
-_SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~$&!])")
+_SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~$&!@]|:(?=//)|(?<=www)\.)")
+"""What Markdown would read as its own; addresses would become links by themselves."""
 
 
 def figures(story: Story) -> dict[str, str]:

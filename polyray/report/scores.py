@@ -17,8 +17,8 @@ from polyray.report.source import Source, layer_name
 from polyray.report.summary import AUROC_AGAINST
 from polyray.schema import NULL_KINDS, PRESETS
 
-N_BINS = 48
-"""Bins of a density."""
+FEWEST_BINS, MOST_BINS = 16, 48
+"""Bins of a density: the more neurons, the more."""
 N_ACROSS = 18
 """Hexagons from left to right of a plane: few enough that a table of them can be read."""
 MOST_ROWS = 600
@@ -56,16 +56,17 @@ def distributions(source: Source) -> Section:
         if not moments:
             continue
         low = min(0.99 * CHANCE, *(r["at"][0] for r in moments.values()))
-        width = -low / N_BINS
-        counts = {kind: np.zeros(N_BINS, np.int64) for kind in _KIND if kind in moments}
+        n_bins = _bins_for(min(r["n"] for r in moments.values()))
+        width = -low / n_bins
+        counts = {kind: np.zeros(n_bins, np.int64) for kind in _KIND if kind in moments}
         # log_psi is at most 0; what is below the axis is left out of the picture, and counted in the table.
         for r in source.rows(
-            f"SELECT kind, least(floor((v - $low) / $width), {N_BINS - 1})::INT AS bin, count(*) AS n "
+            f"SELECT kind, least(floor((v - $low) / $width), {n_bins - 1})::INT AS bin, count(*) AS n "
             f"FROM {_log_psi(preset)} WHERE v >= $low GROUP BY ALL",
             {"low": low, "width": width},
         ):
             counts[r["kind"]][r["bin"]] = r["n"]
-        centres = [low + (i + 0.5) * width for i in range(N_BINS)]
+        centres = [low + (i + 0.5) * width for i in range(n_bins)]
         series = [Series(_KIND[k], (c / (moments[k]["n"] * width)).tolist()) for k, c in counts.items()]
         told = f"Density of log psi under {preset}: " + "; ".join(
             f"{_KIND[k]}, median {number(moments[k]['at'][2], 2)}" for k in counts
@@ -99,6 +100,10 @@ def _log_psi(preset: str) -> str:
     )
 
 
+def _bins_for(n: int) -> int:
+    return min(MOST_BINS, max(FEWEST_BINS, round(3 * n ** (1 / 3))))
+
+
 def _moments(preset: str, kind: str, found: dict[str, Any] | None) -> list[str]:
     cells = ["0", NOTHING, NOTHING, NOTHING] if found is None else [
         count(found["n"]), *(number(x, 3) for x in found["at"][1:])
@@ -112,7 +117,7 @@ def _bins(
     below = ["below", *(count(moments[k]["n"] - int(c.sum())) for k, c in counts.items())]
     rows = [
         [f"{number(low + i * width, 2)} to {number(low + (i + 1) * width, 2)}", *(count(c[i]) for c in counts.values())]
-        for i in range(N_BINS)
+        for i in range(len(next(iter(counts.values()))))
     ]
     heads = ["log ψ", *(_KIND[k] for k in counts)]
     return Table(f"Neurons by log ψ, {preset}", heads, [below, *rows])
