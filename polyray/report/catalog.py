@@ -34,8 +34,10 @@ def refuse_newer(out: str | Path) -> None:
     """Refuses a dataset of a newer schema version, before anything but its run.json is read.
 
     Raises:
-        StoreError: its version is newer than `schema.VERSION`, or it has no run.json.
+        StoreError: there is no such folder, its version is newer than `schema.VERSION`, or it has no run.json.
     """
+    if "://" not in str(out) and not Path(out).is_dir():
+        raise StoreError(f"there is no folder {str(out)!r}. Give the OUT of a run.")
     made_with = Store(out).run.get("schema_version")
     if not isinstance(made_with, int) or made_with > VERSION:
         raise StoreError(

@@ -282,6 +282,33 @@ def test_provenance_names_the_run_its_digests_and_the_command(out: Path, story: 
     assert all(len(d) == 64 for d in digests.values())
 
 
+def test_planted_neurons_are_told_where_they_were_planted(tmp_path: Path, story: Story) -> None:
+    out = tmp_path / "out"
+    store = made.store_at(out, {"plant": {"n": 3}})
+    about = {"layer": "last", "n": 20, "low": 0.1, "high": 0.9}
+    figures = [("p05_frac", "order2", "specific", "S", 0.8), ("p05_frac", "order2", "specific", "p", 0.5),
+               ("auroc", "order2", "specific", "log_psi", 0.75), ("auroc", "order2", None, "two_means", 0.7),
+               ("p05_frac", "mono", "specific", "S", 0.05)]  # fmt: skip
+    rows = [about | {"metric": m, "kind": k, "min_purity": 0.95, "preset": p, "score": s, "value": v}
+            for m, k, p, s, v in figures]  # fmt: skip
+    rows.append(about | {"metric": "purity", "kind": "order2", "min_purity": 0.0, "value": 0.97})
+    made.put(store, "recover", [("layers", [{"layer": "last", "depth": 0}], None), ("planted_summary", rows, None)])
+    told = tell(Source(out))
+    found = {r["kind"]: r for r in table(told, "Planted neurons")}
+    assert (found["order2"]["purity"], found["order2"]["p_S < 0.05"]) == ("0.97", "0.800 [0.10, 0.90]")
+    assert found["order2"]["AUROC log ψ"] == "0.750 [0.10, 0.90]"
+    assert found["mono"]["AUROC log ψ"] == ""
+    power = [r for r in table(told, "Significance by purity") if r["kind"] == "order2"][-1]
+    assert power["share with p of S < 0.05"] == "80.0\u00a0% (10.0 to 90.0)"
+    figure = section(told, "planted").blocks[0]
+    assert isinstance(figure, Figure)
+    assert figure.panels[0].title == "last: size (mono) and power"
+    assert "planted" not in [s.slug for s in story.sections]
+    made.store_at(tmp_path / "asked", {"plant": {"n": 3}})
+    (said,) = section(tell(Source(tmp_path / "asked")), "planted").blocks
+    assert isinstance(said, Missing)
+
+
 # A categorical sweep
 
 
