@@ -119,6 +119,7 @@ def lines(
     told: str,
     limits: tuple[float | None, float | None] = (None, None),
     reference: float | None = None,
+    ends: tuple[float, float] | None = None,
 ) -> Markup:
     """Lines over an axis; a series with intervals has them as a band.
 
@@ -130,6 +131,7 @@ def lines(
         told: to a reader who does not see it.
         limits: ends of the axis of figures, where they are not the figures'.
         reference: place on the lower axis where a dashed line stands.
+        ends: of the lower axis, where they are not the first and last place.
     """
     found = [v for s in series for i in range(len(x_values)) for v in s.at(i) if v is not None]
     low, high = _limits(found, limits)
@@ -138,7 +140,7 @@ def lines(
     drawing = Drawing(WIDTH, top + 170 + _BOTTOM)
     bottom = drawing.height - _BOTTOM
     _legend(drawing, [s.name for s in series] if n_legend else [], _TOP + 8, lines=True)
-    first, last = (min(x_values), max(x_values)) if x_values else (0.0, 1.0)
+    first, last = ends or ((min(x_values), max(x_values)) if x_values else (0.0, 1.0))
     last = last if last > first else first + 1
 
     def x(value: float) -> float:

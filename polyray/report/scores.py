@@ -71,9 +71,8 @@ def distributions(source: Source) -> Section:
         told = f"Density of log psi under {preset}: " + "; ".join(
             f"{_KIND[k]}, median {number(moments[k]['at'][2], 2)}" for k in counts
         )
-        svg = lines(
-            centres, series, f"log ψ, {preset}", "share of neurons per unit of log ψ", told, (0.0, None), CHANCE
-        )
+        axes = (f"log ψ, {preset}", "share of neurons per unit of log ψ")
+        svg = lines(centres, series, *axes, told, (0.0, None), CHANCE, (low, 0.0))
         panels.append(Panel(f"{preset}: {_ASKS[preset]}", told, svg))
         tables.append(_bins(preset, low, width, counts, moments))
     if not panels:
@@ -101,7 +100,7 @@ def _log_psi(preset: str) -> str:
 
 
 def _bins_for(n: int) -> int:
-    return min(MOST_BINS, max(FEWEST_BINS, round(3 * n ** (1 / 3))))
+    return min(MOST_BINS, max(FEWEST_BINS, round(4 * n ** (1 / 3))))
 
 
 def _moments(preset: str, kind: str, found: dict[str, Any] | None) -> list[str]:

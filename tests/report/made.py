@@ -1,6 +1,7 @@
 """Small datasets made by hand through the store, of every shape that the report may meet: no model, no Ray."""
 
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ def scored(rng: np.random.Generator, n: int, shift: float) -> list[Row]:
         row |= {"S": rng.uniform(0, 0.5), "Q": rng.uniform(), "D": rng.uniform(0, 1)}
         for preset in PRESETS:
             z = {c: rng.normal(shift, 1.5) for c in COMPONENTS}
-            p = {c: float(np.clip(expit(-2 * z[c]), 1 / 61, 1)) for c in COMPONENTS}
+            p = {c: math.ceil(20 * expit(-2 * z[c])) / 20 - 0.01 for c in COMPONENTS}  # so that some are equal
             row |= {f"{preset}_{c}_z": z[c] for c in COMPONENTS} | {f"{preset}_{c}_p": p[c] for c in COMPONENTS}
             row[f"{preset}_log_psi"] = float(sum(log_expit(x) for x in z.values()))
             row[f"{preset}_p"] = max(p.values())
@@ -167,7 +168,8 @@ def census(
     part = store.write_part("effects", "effects", found, None)
     store.commit(Receipt("effects", [part], seconds=0.1, host="here", stage="effects"))
     failures = [
-        {"stage": "mine", "unit": "u", "item": "image", "item_id": i, "reason": f"{HOSTILE}: {i}"} for i in (3, 4)
+        {"stage": "mine", "unit": f"u{n}", "item": "image", "item_id": i, "reason": f"{HOSTILE}: {i}"}
+        for n, i in enumerate((3, 4, 4))
     ]
     put(store, "failed", [("failures", failures, None)])
     put(store, "sensitivity", [("sensitivity", variant("prompts", f"{name}.txt") + variant("seed", "1"), None)])
