@@ -38,8 +38,10 @@ def cards(source: Source) -> Section:
 
 def _psi(source: Source) -> Section:
     title = "Neurons with the most certain polysemanticity"
-    summary = "fdr_q, called, diagnosis" if source.has("neuron_summary") else "NULL AS fdr_q, NULL AS diagnosis"
-    table = "neurons_with_summary" if source.has("neuron_summary") else "neurons"
+    summarised = source.has("neuron_summary")
+    nothing = "NULL AS fdr_q, NULL AS called, NULL AS diagnosis"
+    summary = "fdr_q, called, diagnosis" if summarised else nothing
+    table = "neurons_with_summary" if summarised else "neurons"
     best = source.rows(_BEST.format(summary=summary, table=table), {"n": N_CARDS})
     if not best:
         return Section("cards", title, [Missing("No neuron has a p under specific yet, so that none can be ranked.")])
@@ -67,8 +69,10 @@ def _psi(source: Source) -> Section:
         f"The {len(made)} neurons of smallest p under specific, and among equal p (the smallest is a floor, "
         "1/(B+1)) of highest log ψ. A row for each cluster: its name, the prompt nearest to it, with the cosine; how "
         "many of the neuron's examples it holds; their most frequent label; and its prototypes. A name is the nearest "
-        "of a list, not a finding: look at the pictures or texts. Being here is no discovery: q says that."
+        "of a list, not a finding: look at the pictures or texts. Being here is no discovery. "
     )
+    n_called = sum(r["called"] is True for r in best)
+    said += f"Called at q < {source.alpha} are {n_called} of them." if summarised else "q is not made yet."
     return Section("cards", title, [Prose(said), Cards(made)])
 
 
@@ -128,7 +132,8 @@ def _cluster(row: dict[str, Any], pictures: _Pictures) -> Group:
     if not shown and not texts:
         missing = missing or pictures.why_none
     label = f"{visible(row['label'], 60)} {percent(row['label_frac'], 0)}" if row["label"] is not None else NOTHING
-    facts = f"{count(row['size'])} examples · cosine {number(row['name_score'], 2)} · label {label}"
+    examples = f"{count(row['size'])} {'example' if row['size'] == 1 else 'examples'}"
+    facts = f"{examples} · cosine {number(row['name_score'], 2)} · label {label}"
     return Group(visible(row["name"], 80), facts, shown, texts, missing=missing)
 
 

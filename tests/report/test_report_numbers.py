@@ -235,7 +235,10 @@ def test_contrasts_are_the_console_tables(out: Path, story: Story) -> None:
 def test_the_neurons_of_smallest_p_come_first(out: Path, story: Story) -> None:
     calibrated = [r for r in ok(out) if r["specific_p"] is not None]
     best = sorted(calibrated, key=lambda r: (r["specific_p"], -r["specific_log_psi"], r["layer"], r["neuron"]))[:24]
-    (cards,) = [b for b in section(story, "cards").blocks if isinstance(b, Cards)]
+    said, cards = section(story, "cards").blocks
+    assert isinstance(said, Prose)
+    assert isinstance(cards, Cards)
+    assert said.text.endswith(f"Called at q < 0.05 are {sum(r['called'] for r in best)} of them.")
     assert [c.title for c in cards.cards] == [f"{r['layer']} · {r['neuron']}" for r in best]
     for card, r in zip(cards.cards, best, strict=True):
         facts = dict(card.facts)
