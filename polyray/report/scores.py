@@ -170,8 +170,8 @@ def aurocs(source: Source) -> Section:
         "A mark is the probability that a real neuron has the higher score than a null neuron; its line is the "
         "bootstrap 95 % interval; 0.5, dashed, is chance. Layers in order of depth from the top. An ablation leaves "
         "components out: where one does as well as log ψ, the others add nothing against that null. Random directions "
-        "are the floor of S and random names the ceiling of D, so that rotation says little of either; discoveries rest "
-        "on specific against one concept."
+        "are the floor of S and random names the ceiling of D, so that rotation says little of either; discoveries "
+        "rest on specific against one concept."
     )
     figure = Figure("auroc", "How well real neurons are told from null ones", caption, panels, [every])
     return Section("auroc", title, [figure, main])
