@@ -314,6 +314,35 @@ def _verify(out: str, as_json: bool) -> int:
 
 
 @app.command()
+def report(
+    out: OutPath,
+    target: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Where it is written; by default OUT/report.html.")
+    ] = None,
+    as_markdown: Annotated[
+        bool, typer.Option("--markdown", help="Markdown for a supplement, with its figures in a folder beside it.")
+    ] = False,
+    svg: Annotated[
+        Path | None, typer.Option("--svg", metavar="FOLDER", help="Write every figure there as an SVG file as well.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write one page that tells what a sweep found, finished or not: it opens offline and in print."""
+    _guarded(lambda: _report(out, target, as_markdown, svg, as_json), as_json)
+
+
+def _report(out: str, target: Path | None, as_markdown: bool, svg: Path | None, as_json: bool) -> int:
+    from polyray.report.command import said, write_report
+
+    written = write_report(out, target, as_markdown, svg)
+    if as_json:
+        print(json.dumps(written))
+    else:
+        _console().print(escape(said(written)))
+    return OK
+
+
+@app.command()
 def sensitivity(
     out: OutPath,
     vary: Annotated[

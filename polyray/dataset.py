@@ -62,6 +62,14 @@ class Dataset(Mapping[str, ds.Dataset]):
         """
         if table == "neurons" and "neuron_summary" in self._tables:
             return ds.dataset(self._neurons_with_summary())
+        return self.stored(table)
+
+    def stored(self, table: str) -> ds.Dataset:
+        """One table as its parts hold it: `neurons` without the summary, and nothing in memory.
+
+        Raises:
+            StoreError: the schema has no such table; the nearest name is given.
+        """
         spec = table_named(table)
         if self._is_outdated():
             return ds.dataset(self._read(table))

@@ -4,4 +4,4 @@ from jaxtyping import install_import_hook
 
 install_import_hook("polyray.kernels", "beartype.beartype")
 
-pytest_plugins = ["sweeps", "buckets"]
+pytest_plugins = ["sweeps", "buckets", "browser"]

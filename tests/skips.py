@@ -8,6 +8,8 @@ SKIPS = {
     "mount": "needs root to hide a folder from a node",
     "small-disk": "needs root to mount a small file system",
     "object-store": "needs boto3 and moto's server (the extras s3 and dev)",
+    "chromium": "needs Chromium on the path (Debian: apt-get install chromium)",
+    "axe": "needs axe-core in the environment: npm install --no-save --prefix VENV/axe axe-core",
     "research-data": "needs the research data beside the project (../shared/data)",
 }
 

@@ -1,0 +1,95 @@
+"""Catalog: a dataset as tables that SQL asks, for the report and the viewer.
+
+Which question it answers: *which rows are these, of millions, without holding them?* Place in the flow: after
+`dataset.py`; DuckDB scans the parts, so that what is asked for is all that is read. Values are bound to a query, never
+pasted into it.
+"""
+
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from polyray.dataset import Dataset, open
+from polyray.errors import StoreError
+from polyray.schema import TABLES, VERSION
+from polyray.store import Store
+
+
+def _holds_halves(column: pa.DataType) -> bool:
+    return pa.types.is_float16(column) or (pa.types.is_nested(column) and pa.types.is_float16(column.value_type))
+
+
+SUMMARISED = "neurons_with_summary"
+"""View of `neurons` with the columns of `neuron_summary`, null where there is none yet. Its `q` is called `fdr_q`: to
+SQL the names of columns have no case, and `Q` is another column."""
+VIEWS = tuple(t.name for t in TABLES.values() if not any(_holds_halves(f.type) for f in t.schema))
+"""Tables that can be asked: all but those that hold float16, which DuckDB does not read from Arrow."""
+
+
+def refuse_newer(out: str | Path) -> None:
+    """Refuses a dataset of a newer schema version, before anything but its run.json is read.
+
+    Raises:
+        StoreError: there is no such folder, its version is newer than `schema.VERSION`, or it has no run.json.
+    """
+    if "://" not in str(out) and not Path(out).is_dir():
+        raise StoreError(f"there is no folder {str(out)!r}. Give the OUT of a run.")
+    made_with = Store(out).run.get("schema_version")
+    if not isinstance(made_with, int) or made_with > VERSION:
+        raise StoreError(
+            f"{str(out)!r} was made with version {made_with} of the tables, and this polyray knows none after "
+            f"{VERSION}. Read it with the polyray that made it, or a later one."
+        )
+
+
+class Catalog:
+    """Every table of `VIEWS` as a view; what nothing was committed for is an empty one.
+
+    It shows what was committed when it was opened, or last refreshed. Any thread may ask.
+
+    Args:
+        out: folder or address of the dataset.
+        memory_mb: what DuckDB may hold.
+        n_threads: threads that it works with.
+
+    Raises:
+        StoreError: the folder holds no run, one of a newer schema version, or a commit record is damaged.
+    """
+
+    def __init__(self, out: str | Path, memory_mb: int = 400, n_threads: int = 2) -> None:
+        self._out = out
+        self._lock = threading.RLock()
+        self._duck = duckdb.connect(":memory:", config={"memory_limit": f"{memory_mb}MB", "threads": n_threads})
+        # Only what is handed over may be read: no path in a query reaches a file, and no extension is fetched.
+        self._duck.execute("SET autoinstall_known_extensions = false")
+        self._duck.execute("SET autoload_known_extensions = false")
+        self._duck.execute("SET enable_external_access = false")
+        self.refresh()
+
+    def refresh(self) -> Dataset:
+        """Opens the dataset anew: what was committed since is seen from now on."""
+        refuse_newer(self._out)
+        dataset = open(self._out)
+        with self._lock:
+            self.dataset = dataset
+            for table in VIEWS:
+                self._duck.register(table, dataset.stored(table))
+            self._duck.execute(
+                f"CREATE OR REPLACE TEMP VIEW {SUMMARISED} AS "
+                "SELECT neurons.*, neuron_summary.q AS fdr_q, called, diagnosis "
+                "FROM neurons LEFT JOIN neuron_summary USING (layer, neuron)"
+            )
+        return dataset
+
+    def table(self, query: str, values: Sequence[object] | Mapping[str, object] = ()) -> pa.Table:
+        """The rows of a query, with `?` or `$name` where its values go."""
+        with self._lock:
+            return self._duck.sql(query, params=values or None).to_arrow_table()
+
+    def rows(self, query: str, values: Sequence[object] | Mapping[str, object] = ()) -> list[dict[str, Any]]:
+        """The same as a record for each row."""
+        return self.table(query, values).to_pylist()
