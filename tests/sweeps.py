@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from polyray.cluster.plan import PLANTING, STAGES, works
 from polyray.cluster.psi_text_work import workers_of
 from polyray.cluster.resolve import Resolved, resolve
 from polyray.cluster.work import Worker
-from polyray.config import Execution, load_config
+from polyray.config import AnyConfig, Execution, load_config
 from polyray.overlay import opened
 from polyray.records import Receipt
 from polyray.store import Store, TableDigest
@@ -73,7 +74,12 @@ def write_config(path: Path, raw: dict[str, Any]) -> Path:
 
 def command(*args: object) -> Result:
     """The command line in this process, configs resolved included, on the Ray that runs already where one does."""
-    with patch.object(apart, "resolved", apart.resolve):
+
+    def here(config: AnyConfig, out: str) -> Any:
+        with redirect_stdout(sys.stderr):
+            return apart.resolve(config, out)
+
+    with patch.object(apart, "resolved", here):
         return CliRunner().invoke(app, [str(a) for a in args])
 
 
