@@ -231,4 +231,6 @@ class Crew:
 def _cause(error: Exception, *, starting: bool, node_is_going: bool) -> Cause:
     if node_is_going or isinstance(error, rx.NodeDiedError) or getattr(error, "preempted", False):
         return "preempted"
-    return "start_failed" if starting else "died"
+    # One that is killed while it starts says less than one that raises.
+    was_killed = isinstance(error, rx.ActorDiedError) and not error.actor_init_failed
+    return "start_failed" if starting and not was_killed else "died"

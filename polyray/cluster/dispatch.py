@@ -73,7 +73,8 @@ class Dispatcher:
         self._calls: dict[int, str] = {}  # that have not returned, and at which actor
         self._quarantine = Quarantine(policy.shared_deaths, policy.solo_deaths, n_committed)
         self._copies: Counter[str] = Counter()
-        self._n_calls = self._n_done = self._most_actors = self._n_start_failures = 0
+        self._n_calls = self._n_done = self._most_actors = 0
+        self._start_losses: Counter[Cause] = Counter()  # in a row
         self._start_failed_s = -math.inf
         self._fruitless: Counter[Cause] = Counter()
         for unit in units:
@@ -128,7 +129,7 @@ class Dispatcher:
             return 0
         able = self._able()
         paused = now_s < self._start_failed_s + self._policy.start_pause_s
-        if paused and self._n_start_failures >= self._policy.start_failures:
+        if paused and self._cannot_start:
             return len(able)
         n_solo_live = sum(actor.solo for actor in able.values())
         n_busy = sum(bool(actor.calls) for actor in able.values()) - n_solo_live
@@ -198,7 +199,7 @@ class Dispatcher:
             raise StageError(f"actor {actor_id!r} joined twice; every start needs an id of its own.")
         self._actors[actor_id] = Actor(now_s)
         self._most_actors = max(self._most_actors, len(self._actors))
-        self._n_start_failures = 0
+        self._start_losses.clear()
         self._pace.start(now_s)
 
     def actor_draining(self, actor_id: str) -> None:
@@ -210,8 +211,9 @@ class Dispatcher:
         """An actor is gone, or could not start; leaving twice changes nothing.
 
         Args:
-            actor_id: the actor; one that `died` without having joined counts as `start_failed`.
-            cause: `preempted` for whatever befell the node, `died` for whatever befell the process.
+            actor_id: the actor, whether it has joined or not.
+            cause: `preempted` for whatever befell the node, `died` for whatever befell the process, `start_failed`
+                where it said itself that it cannot start.
             now_s: time of the report.
             detail: the error, for the reasons given to people.
 
@@ -225,13 +227,13 @@ class Dispatcher:
         actor = self._actors.pop(actor_id, None)
         if actor is None:
             if killed:
-                self._n_start_failures += 1
+                self._start_losses[cause] += 1
                 self._start_failed_s = now_s
-            if self._n_start_failures >= self._policy.start_failures and not self._actors:
-                self._stop(f"{self._n_start_failures} actors in a row could not start", detail)
+            if self._cannot_start and not self._actors:
+                self._stop(f"{self._start_losses.total()} actors in a row could not start", detail)
             return []
         if not self._actors:
-            self._n_start_failures = 0  # the next starts are judged by themselves
+            self._start_losses.clear()  # the next starts are judged by themselves
         for call_id in actor.calls:
             del self._calls[call_id]
         lost = [key for call in actor.calls.values() for key in call.keys if actor_id in self._at(key)]
@@ -292,6 +294,12 @@ class Dispatcher:
         """The actors at which a unit is in flight."""
         return self._live.get(key, [])
 
+    @property
+    def _cannot_start(self) -> bool:
+        """Whether so many starts in a row came to nothing that it must have a reason."""
+        lost = self._start_losses
+        return lost["start_failed"] >= self._policy.start_failures or lost.total() >= self._policy.start_deaths
+
     def _awaited(self, name: str, actor: Actor) -> bool:
         """Whether anything that the actor runs has not ended elsewhere."""
         return any(name in self._at(key) for call in actor.calls.values() for key in call.keys)
@@ -335,7 +343,7 @@ class Dispatcher:
     def _retiring(self, now_s: float) -> str | None:
         """The actor to empty where a unit waits for a fresh one and none is idle or to be had: the least busy."""
         able = self._able()
-        if not self._solo or self._n_start_failures or any(actor.fresh for actor in able.values()):
+        if not self._solo or self._start_losses or any(actor.fresh for actor in able.values()):
             return None
         if len(able) < self.wanted_actors(now_s):
             return None

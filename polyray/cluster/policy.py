@@ -23,6 +23,7 @@ class Policy:
     shared_deaths: int = 3  # after which a unit goes to fresh actors only
     solo_deaths: int = 3  # on fresh actors, after which it is quarantined
     start_failures: int = 3  # in a row: stop the stage where no actor is alive, pause growth where one is
+    start_deaths: int = 12  # the same of actors killed while they start, which says less: it need not be their doing
     start_pause_s: float = 60.0  # length of that pause, from the last failed start
     fruitless_losses: int = 30  # busy actors lost with no unit ending: stop the stage (3 per actor if that is more)
     copies: int = 2  # that a unit may get over time; in flight twice at most
@@ -31,7 +32,15 @@ class Policy:
     idle_s: float = 30.0  # for which an idle actor is kept while a unit in flight might need a copy
 
     def __post_init__(self) -> None:
-        for name in ("min_actors", "in_flight", "shared_deaths", "solo_deaths", "start_failures", "fruitless_losses"):
+        for name in (
+            "min_actors",
+            "in_flight",
+            "shared_deaths",
+            "solo_deaths",
+            "start_failures",
+            "start_deaths",
+            "fruitless_losses",
+        ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}.")
         for name, least in (("copies", 0), ("copy_factor", 1), ("copy_after_s", 0), ("idle_s", 0)):

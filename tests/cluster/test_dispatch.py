@@ -875,11 +875,32 @@ def test_the_pool_grows_with_the_cluster_and_never_shrinks() -> None:
     assert d.wanted_actors(0.0) == 5
 
 
+def test_actors_that_are_killed_while_they_start_are_given_more_patience() -> None:
+    """Whatever kills them need not be their own doing; what a start raises, the next one raises too."""
+    d = Dispatcher(stage(20), Policy(max_actors=4))
+    for i in range(11):
+        d.actor_left(f"s{i}", "died", float(i), "killed")
+        assert d.wanted_actors(float(i)) == 4
+    d.actor_left("s11", "died", 11.0, "killed")
+    assert d.stopped == "12 actors in a row could not start; the last: killed"
+
+    d = Dispatcher(stage(20), Policy(max_actors=4))
+    for i in range(11):
+        d.actor_left(f"s{i}", "died", 0.0)
+    d.actor_joined("a", 1.0)
+    d.actor_left("a", "preempted", 2.0)
+    for i in range(11):
+        d.actor_left(f"t{i}", "died", 3.0)
+    assert d.stopped is None  # not in a row
+    d.actor_left("raises", "start_failed", 3.0)
+    assert d.stopped == "12 actors in a row could not start"
+
+
 def test_starts_that_fail_stop_the_stage_only_where_no_actor_lives() -> None:
     d = Dispatcher(stage(20), Policy(max_actors=4))
-    for i, cause in enumerate(("start_failed", "died", "start_failed")):
+    for i in range(3):
         assert d.wanted_actors(float(i)) == 4
-        d.actor_left(f"s{i}", cause, float(i), f"OSError {i}")  # type: ignore[arg-type]
+        d.actor_left(f"s{i}", "start_failed", float(i), f"OSError {i}")
     assert d.stopped == "3 actors in a row could not start; the last: OSError 2"
     assert d.wanted_actors(3.0) == 0
 

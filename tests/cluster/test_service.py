@@ -210,6 +210,9 @@ def test_cause_of_a_loss() -> None:
     cause = partial(_cause, node_is_going=False)
     assert cause(died, starting=False) == "died"
     assert cause(died, starting=True) == "start_failed"
+    killed, raised = rx.ActorDiedError(), rx.ActorDiedError()
+    raised._actor_init_failed = True
+    assert (cause(killed, starting=True), cause(raised, starting=True)) == ("died", "start_failed")
     assert _cause(died, starting=False, node_is_going=True) == "preempted"
     assert _cause(died, starting=True, node_is_going=True) == "preempted"
     assert cause(rx.NodeDiedError("gone"), starting=False) == "preempted"
