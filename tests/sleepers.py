@@ -14,6 +14,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import ray
+
 from polyray import columns
 from polyray.cluster.actors import answer
 from polyray.cluster.plan import Work
@@ -99,9 +101,9 @@ class SleepActor:
         self._sweep = sweep
         self._store = Store(sweep.out)
         self._trouble = trouble(sweep.out)
-        import torch  # here, so that drivers of these sweeps are as small as they can be
-
-        self._ready = answer(replace(premises, torch=torch.__version__))
+        # Torch takes seconds to import: it is asked only where there is no other trouble, as on a node that sees nothing.
+        node = ray.get_runtime_context().get_node_id()
+        self._ready = Ready(node) if self._trouble.exists() else _answer(premises)
         if self._trouble.exists():
             (self._trouble / f"pid-{os.getpid()}").write_text(self._ready.node)
 
@@ -136,6 +138,12 @@ class SleepActor:
             os.kill(os.getpid(), signal.SIGKILL)
         if n == 0 and work.key in listed(self._trouble / "hang"):
             time.sleep(1e6)
+
+
+def _answer(premises: Premises) -> Ready:
+    import torch
+
+    return answer(replace(premises, torch=torch.__version__))
 
 
 def slept(sweep: SleepSweep, store: Store, work: Work) -> list[PartInfo]:
