@@ -470,7 +470,9 @@ def _view(out: str, port: int, probe: bool, browser: bool) -> int:
     from polyray.view import serve
 
     try:
-        serve.view(out, port, probe, browser, lambda at: _console().print(f"viewing {escape(out)} at {at} (Ctrl-C ends)"))
+        serve.view(
+            out, port, probe, browser, lambda at: _console().print(f"viewing {escape(out)} at {at} (Ctrl-C ends)")
+        )
     except KeyboardInterrupt:
         _console().print("ended")
     return OK

@@ -24,7 +24,16 @@ from polyray.schema import COMPONENTS, PRESETS, SHARED_LAYER, TABLES
 from polyray.store import Store
 
 ATTRIBUTES = Path(__file__).parents[1] / "polyray/models/attributes.txt"
-ANIMALS = ("zebra", "zebra finch", "grevy's zebra", "tench", "golden retriever", "minivan", "bow tie", "Yorkshire terrier")
+ANIMALS = (
+    "zebra",
+    "zebra finch",
+    "grevy's zebra",
+    "tench",
+    "golden retriever",
+    "minivan",
+    "bow tie",
+    "Yorkshire terrier",
+)
 N_USED, N_PROTOTYPES, N_EXAMPLES, B = 100, 4, 12, 200
 REASONS = ("fires on too few images: {n} of at least 20", "constant", "too few labels")
 
@@ -92,7 +101,9 @@ def census(
     settings = config(layers)
     provenance = {"torch": "0", "device_class": "cpu", "polyray": "0.1.0", "n_images": 2400, "notes": []}
     provenance |= {"layers": dict(zip(layers, widths, strict=True)), "subject": {"name": "synthetic"}}
-    store.create_or_resume(identity(settings, {"census": f"{n_neurons} {seed}"}, 0), provenance, settings.model_dump(mode="json"))
+    store.create_or_resume(
+        identity(settings, {"census": f"{n_neurons} {seed}"}, 0), provenance, settings.model_dump(mode="json")
+    )
     with store.acquire():
         rng = np.random.default_rng(seed)
         numbers = [_neurons(rng, width) for width in widths]

@@ -7,7 +7,7 @@ Which question it answers: *which page is meant, and what stands on it?* Place i
 
 from collections.abc import Callable, Collection, Iterator
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -20,13 +20,16 @@ from starlette.routing import Route
 
 from polyray.errors import PolyrayError, nearest
 from polyray.report.catalog import Catalog
+from polyray.report.summary import AUROC_AGAINST
 from polyray.view import asked, export, language, layers, neuron, neurons, words
 from polyray.view.asked import PAGE_SIZES, Asked, RefusedError
 from polyray.view.columns import STATUSES
 from polyray.view.guard import HEADERS, Guard
 from polyray.view.index import Index
-from polyray.view.pictures import Pictures
 from polyray.view.site import Site
+
+if TYPE_CHECKING:
+    from polyray.view.pictures import Pictures
 
 N_FOUND = 50
 """Clusters on a page of the search."""
@@ -40,7 +43,7 @@ class MissingError(PolyrayError):
 
 
 def application(
-    catalog: Catalog, *, hosts: Collection[str] | None = None, pictures: Pictures | None = None
+    catalog: Catalog, *, hosts: Collection[str] | None = None, pictures: "Pictures | None" = None
 ) -> Starlette:
     """The viewer of a dataset as an ASGI application.
 
@@ -73,9 +76,7 @@ def application(
         PolyrayError: pages.broken,
         Exception: pages.broken,
     }
-    return Starlette(
-        routes=routes, exception_handlers=on_error, middleware=[Middleware(Guard, hosts=hosts)]
-    )
+    return Starlette(routes=routes, exception_handlers=on_error, middleware=[Middleware(Guard, hosts=hosts)])
 
 
 class Pages:
@@ -96,6 +97,7 @@ class Pages:
         )
         self._templates.filters |= words.FILTERS
         self._templates.globals |= {"statuses": STATUSES, "page_sizes": PAGE_SIZES, "outline": layers.outline}
+        self._templates.globals["against"] = AUROC_AGAINST
         folder = resources.files("polyray.view") / "static"
         self._static = {f.name: f.read_bytes() for f in folder.iterdir() if f.name.rpartition(".")[2] in _TYPES}
 

@@ -5,12 +5,15 @@ Place in the flow: over `neurons.py`; rows are written as they are read, so that
 
 from collections.abc import Iterator
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from polyray.view import words
 from polyray.view.asked import Asked, preset_of
-from polyray.view.columns import Kind
+from polyray.view.columns import STATUSES, Kind
 from polyray.view.index import Index
 from polyray.view.neurons import all_rows
 
@@ -27,12 +30,58 @@ def schema(kind: Kind, preset: str) -> pa.Schema:
 
 def tables(index: Index, asked: Asked) -> Iterator[pa.Table]:
     """All rows, some at a time."""
-    preset = preset_of(asked, index.kind)
-    wanted = schema(index.kind, preset)
-    sources = ["layer", "neuron", "status", "reason", *(c.key for c in index.kind.columns), "diagnosis", "names"]
+    wanted = schema(index.kind, preset_of(asked, index.kind))
+    texts = _texts(index)
+    layers, statuses, reasons, diagnoses = (
+        pa.array(list(x), pa.string()) for x in (index.layers, STATUSES, index.reasons, index.diagnoses)
+    )
+    numbers = [c.of(preset_of(asked, index.kind)) for c in index.kind.columns]
     for rows in all_rows(index, asked):
-        columns = [[r[source] for r in rows] for source in sources]
-        yield pa.table([pa.array(x, f.type) for x, f in zip(columns, wanted, strict=True)], schema=wanted)
+        found = _in_order(index, rows, numbers)
+        columns = [layers.take(_one(found["layer_id"])), found["neuron"]]
+        columns += [statuses.take(_one(found["status"])), reasons.take(_one(found["reason"]))]
+        columns += [found[name] for name in numbers]
+        columns += [diagnoses.take(_one(found["diagnosis"])), _named(found["names"], texts)]
+        yield pa.table([c.cast(f.type) for c, f in zip(columns, wanted, strict=True)], schema=wanted)
+
+
+def _in_order(index: Index, rows: NDArray[np.int64], numbers: list[str]) -> pa.Table:
+    """Rows of the index in this order, with the numbers of their clusters' names, or of their first core-tokens."""
+    first = "layer_id, neuron, status, reason, diagnosis, " + ", ".join(f"n.{name}" for name in numbers)
+    wanted = "(SELECT unnest($rows::BIGINT[]) AS row, unnest($places::BIGINT[]) AS place) w"
+    values: dict[str, object] = {"rows": rows.tolist(), "places": list(range(len(rows)))}
+    if index.is_categorical:
+        query = (
+            f"SELECT {first}, n.tokens AS names FROM {index.neurons} n JOIN {wanted} ON n.rowid = w.row ORDER BY place"
+        )
+    else:
+        of = f"SELECT row, list(name ORDER BY cluster) AS names FROM {index.clusters} SEMI JOIN {wanted} USING (row)"
+        query = (
+            f"SELECT {first}, names FROM {index.neurons} n JOIN {wanted} ON n.rowid = w.row "
+            f"LEFT JOIN ({of} GROUP BY row) c ON c.row = w.row ORDER BY place"
+        )
+    return index.numbers(query, values)
+
+
+def _texts(index: Index) -> pa.Array:
+    """Texts by their number."""
+    found: list[str | None] = [None] * (max(index.texts, default=-1) + 1)
+    for i, text in index.texts.items():
+        found[i] = text
+    return pa.array(found, pa.string())
+
+
+def _named(numbers: pa.ChunkedArray, texts: pa.Array) -> pa.Array:
+    lists = _one(numbers)
+    inside = pc.list_flatten(lists)
+    known = pc.if_else(pc.less(inside, len(texts)), inside, None)
+    lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), texts.take(known))
+
+
+def _one(column: pa.ChunkedArray) -> pa.Array:
+    return column.combine_chunks()
 
 
 def csv(index: Index, asked: Asked) -> Iterator[bytes]:

@@ -49,7 +49,7 @@ class Index:
         number = next(_NUMBERS)
         self.neurons, self.clusters = f"neurons_{number}", f"clusters_{number}"
         """Names of the index's tables, for queries; `rowid` of a neuron is its place among all, by depth and index."""
-        self._layers_table, self._texts_table = f"layers_{number}", f"texts_{number}"
+        self.layer_numbers, self._texts_table = f"layers_{number}", f"texts_{number}"
         self.is_categorical = self.kind is CATEGORICAL
         self._fill()
 
@@ -60,7 +60,7 @@ class Index:
         """Names of layers by their number in the index."""
         make = self._catalog.make
         make(
-            f"CREATE TABLE {self._layers_table} AS "
+            f"CREATE TABLE {self.layer_numbers} AS "
             "SELECT unnest($names::VARCHAR[]) AS layer, unnest($ids::INTEGER[]) AS layer_id",
             {"names": self.layers, "ids": list(range(len(self.layers)))},
         )
@@ -83,7 +83,7 @@ class Index:
             "(list_position($reasons, reason) - 1)::INTEGER AS reason, "
             "(list_position($diagnoses, diagnosis) - 1)::INTEGER AS diagnosis, "
             f"* EXCLUDE (layer_id, layer, neuron, status, reason, diagnosis){extra} FROM (SELECT n.layer, n.neuron, {joined}) "
-            f"JOIN {self._layers_table} USING (layer) ORDER BY layer_id, neuron",
+            f"JOIN {self.layer_numbers} USING (layer) ORDER BY layer_id, neuron",
             {"statuses": list(STATUSES), "reasons": self.reasons, "diagnoses": self.diagnoses},
         )
         self._fill_clusters()
@@ -103,7 +103,7 @@ class Index:
             self._catalog.make(
                 f"CREATE TABLE {self.clusters} AS SELECT n.rowid::INTEGER AS row, cluster::SMALLINT AS cluster, size, "
                 "a.id AS name, name_score::FLOAT AS name_score, b.id AS label, label_frac::FLOAT AS label_frac "
-                f"FROM clusters c JOIN {self._layers_table} l USING (layer) "
+                f"FROM clusters c JOIN {self.layer_numbers} l USING (layer) "
                 f"JOIN {self.neurons} n ON n.layer_id = l.layer_id AND n.neuron = c.neuron "
                 f"LEFT JOIN {self._texts_table} a ON a.text = c.name LEFT JOIN {self._texts_table} b ON b.text = c.label"
             )
@@ -117,12 +117,18 @@ class Index:
 
     def drop(self) -> None:
         """Gives its memory back; nothing may ask it any more."""
-        for table in (self.neurons, self.clusters, self._layers_table):
+        for table in (self.neurons, self.clusters, self.layer_numbers):
             self._catalog.make(f"DROP TABLE IF EXISTS {table}")
 
     def ask(self, query: str, values: dict[str, object] | Sequence[object] = ()) -> list[dict[str, Any]]:
         """The rows of a query of the index's tables."""
         return self._catalog.ask(query, values).to_pylist()
+
+    def rows(self, query: str, values: dict[str, object]) -> list[dict[str, Any]]:
+        """The rows of a query of the index's tables and the dataset's together."""
+        if self.is_categorical:
+            return self._catalog.rows(query, values)
+        return self.ask(query, values)
 
     def numbers(self, query: str, values: dict[str, object] | Sequence[object] = ()) -> pa.Table:
         """The same in columns."""

@@ -99,14 +99,14 @@ def _in_context(catalog: Catalog, index: Index, tokens: list[int]) -> list[dict[
     if not tokens:
         return []
     found = catalog.rows(
-        "WITH some AS (SELECT tokens, documents, first_document, context FROM contexts "
+        "WITH near AS (SELECT tokens, documents, first_document, context FROM contexts "
         f"ORDER BY first_document, context LIMIT {N_CONTEXTS}), "
         "wanted AS (SELECT unnest($tokens::INTEGER[]) AS token) "
-        "SELECT token, min_by(tokens[greatest(1, at - $around):at + $around], (first_document, context)) AS around, "
-        "min_by(least(at, $around + 1), (first_document, context)) AS place, "
-        "min_by(documents[at], (first_document, context)) AS document "
-        "FROM (SELECT token, tokens, documents, first_document, context, list_position(tokens, token) AS at "
-        "FROM some, wanted WHERE list_contains(tokens, token)) GROUP BY token",
+        "SELECT token, min_by(tokens[greatest(1, pos - $around):pos + $around], (first_document, context)) AS pieces, "
+        "min_by(least(pos, $around + 1), (first_document, context)) AS place, "
+        "min_by(documents[pos], (first_document, context)) AS document "
+        "FROM (SELECT token, tokens, documents, first_document, context, list_position(tokens, token) AS pos "
+        "FROM near, wanted WHERE list_contains(tokens, token)) GROUP BY token",
         {"tokens": tokens, "around": N_AROUND},
     )
     of = {r["token"]: r for r in found}
@@ -117,7 +117,7 @@ def _in_context(catalog: Catalog, index: Index, tokens: list[int]) -> list[dict[
         r = of.get(t)
         pieces: list[tuple[str | None, bool]] = []
         if r is not None:
-            pieces = [(index.texts.get(x), i == r["place"] - 1) for i, x in enumerate(r["around"])]
+            pieces = [(index.texts.get(x), i == r["place"] - 1) for i, x in enumerate(r["pieces"])]
         name = names.get(r["document"]) if r is not None else None
         shown.append({"token": t, "text": index.texts.get(t), "pieces": pieces, "document": name})
     return shown

@@ -22,7 +22,9 @@ def overview(index: Index, catalog: Catalog, preset: str) -> dict[str, Any]:
         low, high: ends of what the distributions show; most: neurons of the largest layer; layers in order of depth:
         layer, planned (neurons that the sweep is about), n, n_ok, n_excluded, n_failed, n_tested and n_called (with a
         q, and with one below alpha; of a language sweep with a difference, and with one above 0), median, counts and
-        null_counts by bin; total: the same over all layers.
+        null_counts by bin, and what the sweep's own summary says where there is one: auroc (value, low, high) against the
+        null neurons that ask the preset's question, and null_called (share of those called as neurons are); total: the
+        same over all layers.
     """
     value = index.kind.column(index.kind.spread).of(preset)
     low, high = _ends(index, value)
@@ -38,13 +40,38 @@ def overview(index: Index, catalog: Catalog, preset: str) -> dict[str, Any]:
                   f"WHERE isfinite({value}) GROUP BY ALL", bins),
     )  # fmt: skip
     null_counts = {} if index.is_categorical else _null_counts(index, catalog, preset, bins)
+    told = _told(catalog, preset)
     layers = []
     for i, layer in enumerate(index.layers):
         shown = (empty | of.get(i, {})) | {"layer": layer, "planned": index.planned.get(layer)}
+        shown |= told.get(layer, _UNTOLD)
         layers.append(shown | {"counts": counts.get(i), "null_counts": null_counts.get(i)})
-    total = empty | of.get(None, {}) | {"planned": sum(index.planned.values()) or None}
+    total = empty | of.get(None, {}) | {"planned": sum(index.planned.values()) or None} | told.get(None, _UNTOLD)
     most = max([r["planned"] or r["n"] for r in layers], default=0)
     return {"low": low, "high": high, "most": most, "layers": layers, "total": total}
+
+
+_NONE = {"value": None, "low": None, "high": None}
+_UNTOLD: dict[str, Any] = {"auroc": _NONE, "null_called": None}
+
+
+def _told(catalog: Catalog, preset: str) -> dict[str | None, dict[str, Any]]:
+    """What `layer_summary` has, by layer, None for the whole sweep."""
+    if preset not in AUROC_AGAINST:
+        return {}
+    rows = catalog.rows(
+        "SELECT layer, metric, value, low, high FROM layer_summary WHERE null_kind = $kind AND "
+        "(metric = 'auroc' AND preset = $preset AND score = 'log_psi' OR metric = 'null_called_frac')",
+        {"kind": AUROC_AGAINST[preset], "preset": preset},
+    )
+    found: dict[str | None, dict[str, Any]] = {}
+    for r in rows:
+        of = found.setdefault(r["layer"], dict(_UNTOLD))
+        if r["metric"] == "auroc":
+            of["auroc"] = {k: r[k] for k in _NONE}
+        else:
+            of["null_called"] = r["value"]
+    return found
 
 
 def _figures(index: Index, value: str) -> str:

@@ -5,6 +5,7 @@ flow: reads the dataset by way of `report/catalog.py`; `app.py` shows it. A part
 or empty, and the page says so.
 """
 
+import math
 from typing import Any
 
 from polyray.report.catalog import Catalog
@@ -60,7 +61,12 @@ def neuron(catalog: Catalog, index: Index, layer: str, number: int) -> dict[str,
 
 
 def _preset(row: dict[str, Any], preset: str) -> dict[str, Any]:
-    found = {"preset": preset, "log_psi": row[f"{preset}_log_psi"], "psi": row[f"{preset}_psi"], "p": row[f"{preset}_p"]}
+    found = {
+        "preset": preset,
+        "log_psi": row[f"{preset}_log_psi"],
+        "psi": row[f"{preset}_psi"],
+        "p": row[f"{preset}_p"],
+    }
     for c in COMPONENTS:
         found[c] = {what: row[f"{preset}_{c}_{what}"] for what in ("mean", "std", "z", "p")}
     return found
@@ -116,12 +122,26 @@ def _nulls(catalog: Catalog, row: dict[str, Any], layer: str) -> list[dict[str, 
                 source, x = "permutation", []
             elif preset == "paper" and c == "D":
                 source, x = "shuffle_text", [d["D"] for d in names]
+            band = _band(row) if source == "permutation" else None
             found.append(
-                {"preset": preset, "component": c, "kind": source, "source": _KINDS.get(source, "permuted labels"),
+                {"preset": preset, "band": band, "component": c, "kind": source, "source": _KINDS.get(source, "permuted labels"),
                  "chart": charts.histogram(x, value), "z": row[f"{preset}_{c}_z"], "p": row[f"{preset}_{c}_p"],
                  "value": value, "mean": row[f"{preset}_{c}_mean"], "std": row[f"{preset}_{c}_std"]}
             )  # fmt: skip
     return found
+
+
+def _band(row: dict[str, Any]) -> dict[str, float] | None:
+    """Q, and what two standard deviations around its mean under permuted labels span, on an axis from 0 to 1."""
+    values = (row["Q"], row["Q_mean"], row["Q_std"])
+    if any(v is None or not math.isfinite(v) for v in values):
+        return None
+    q, mean, std = values
+
+    def at(x: float) -> float:
+        return round(min(max(x, 0.0), 1.0) * charts.WIDTH, 2)
+
+    return {"at": at(q), "mean": at(mean), "low": at(mean - 2 * std), "high": at(mean + 2 * std)}
 
 
 def _response(catalog: Catalog, at: dict[str, Any]) -> dict[str, Any] | None:

@@ -87,13 +87,13 @@ def _text(texts: Sequence[str], number: int | None) -> str | None:
     return None if number is None else texts[number]
 
 
-def all_rows(index: Index, asked: Asked) -> Iterator[list[dict[str, Any]]]:
-    """All neurons that an address asks for, whatever its page, some at a time."""
+def all_rows(index: Index, asked: Asked) -> Iterator[Rows]:
+    """Rows of all neurons that an address asks for, whatever its page, some at a time."""
     where, values = asked.condition(index)
     ordered = f"SELECT rowid::INTEGER AS row FROM {index.neurons} WHERE {where} ORDER BY {asked.order(index)}"
     chosen = index.numbers(ordered, values)["row"].to_numpy()
     for start in range(0, len(chosen), _CHUNK):
-        yield rows(index, chosen[start : start + _CHUNK], preset_of(asked, index.kind))
+        yield chosen[start : start + _CHUNK]
 
 
 @dataclass(frozen=True)
@@ -125,8 +125,10 @@ def search(index: Index, words: str, by: str, at: int, per: int, preset: str) ->
     matched = "(SELECT unnest($texts::INTEGER[]) AS text, unnest($how::INTEGER[]) AS how)"
     if index.is_categorical:
         source = (
-            f"SELECT n.rowid AS row, t.text AS name, t.how AS how, list_position(n.tokens, t.text) - 1 AS rank, "
-            f"top_mean AS score FROM {index.neurons} n, {matched} t WHERE list_contains(n.tokens, t.text)"
+            "SELECT n.rowid AS row, c.text AS name, t.how AS how, c.rank AS rank, n.top_mean AS score FROM "
+            "(SELECT layer, neuron, unnest(tokens) AS text, unnest(range(len(tokens))) AS rank FROM core_tokens) c "
+            f"JOIN {matched} t ON c.text = t.text JOIN {index.layer_numbers} l ON c.layer = l.layer "
+            f"JOIN {index.neurons} n ON n.layer_id = l.layer_id AND n.neuron = c.neuron"
         )
         order, kept = "how, rank, score DESC NULLS LAST, row", "row, name, how, rank"
     else:
@@ -141,7 +143,7 @@ def search(index: Index, words: str, by: str, at: int, per: int, preset: str) ->
     n, n_neurons = _counts(index, source, values)
     n_pages = max(1, -(-n // per))
     first = (min(at, n_pages) - 1) * per
-    found = index.ask(f"SELECT {kept} FROM ({source}) ORDER BY {order} LIMIT {per} OFFSET {first}", values)
+    found = index.rows(f"SELECT {kept} FROM ({source}) ORDER BY {order} LIMIT {per} OFFSET {first}", values)
     unique = np.unique(np.array([r["row"] for r in found], np.int64))
     about = dict(zip(unique.tolist(), rows(index, unique, preset), strict=True))
     for r in found:
@@ -170,7 +172,7 @@ def _either(parts: dict[str, str]) -> str:
 
 
 def _counts(index: Index, source: str, values: dict[str, object]) -> tuple[int, int]:
-    r = index.ask(f"SELECT count(*) AS n, count(DISTINCT row) AS n_neurons FROM ({source})", values)[0]
+    r = index.rows(f"SELECT count(*) AS n, count(DISTINCT row) AS n_neurons FROM ({source})", values)[0]
     return int(r["n"]), int(r["n_neurons"])
 
 
@@ -198,8 +200,7 @@ def neighbours(index: Index, row: int, preset: str) -> list[dict[str, Any]]:
         )
     about = rows(index, np.array([r["row"] for r in found], np.int64), preset)
     return [
-        a | {"shared": sorted(index.texts.get(t) or "" for t in r["shared"])}
-        for a, r in zip(about, found, strict=True)
+        a | {"shared": sorted(index.texts.get(t) or "" for t in r["shared"])} for a, r in zip(about, found, strict=True)
     ]
 
 

@@ -14,7 +14,6 @@ import uvicorn
 from polyray.errors import ConfigError
 from polyray.report.catalog import Catalog
 from polyray.view.app import application
-from polyray.view.pictures import Pictures
 
 ADDRESS = "127.0.0.1"
 PORT = 7870
@@ -61,7 +60,12 @@ def view(out: str, port: int, probe: bool, browser: bool, say: Callable[[str], N
     """
     with listening(port) as sock:
         catalog = Catalog(out)
-        pictures = Pictures(catalog) if probe else None
+        pictures = None
+        if probe:
+            # Imported here: some probe sets need what subjects need, which takes longer to load than all of the viewer.
+            from polyray.view.pictures import Pictures
+
+            pictures = Pictures(catalog)
         bound = sock.getsockname()[1]
         app = application(catalog, hosts=hosts(bound), pictures=pictures)
         address = f"http://{ADDRESS}:{bound}/"

@@ -6,14 +6,16 @@ beside it, and takes its place.
 
 import threading
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from polyray.cluster.progress import progress
 from polyray.errors import PolyrayError
 from polyray.report.catalog import Catalog
 from polyray.view import layers
 from polyray.view.index import Index
-from polyray.view.pictures import Pictures
+
+if TYPE_CHECKING:
+    from polyray.view.pictures import Pictures
 
 REFRESH_S = 3.0
 """A running sweep is looked at again after so long at least."""
@@ -31,7 +33,7 @@ class Site:
         pictures: its probe images, where the viewer may show them.
     """
 
-    def __init__(self, catalog: Catalog, pictures: Pictures | None = None) -> None:
+    def __init__(self, catalog: Catalog, pictures: "Pictures | None" = None) -> None:
         self.catalog, self.pictures = catalog, pictures
         self._lock = threading.Lock()
         self._old: Index | None = None
@@ -40,6 +42,8 @@ class Site:
         self._index = Index(catalog)
         self._n_parts = catalog.dataset.n_parts
         self._overviews: dict[tuple[Index, str], dict[str, Any]] = {}
+        # The first page that is asked for should not be the one that waits.
+        self.overview(self._index, self._index.kind.presets[-1] if self._index.kind.presets else "")
         self._looked_s = time.monotonic()
         self._took_s = self._looked_s - started_s
 

@@ -73,6 +73,11 @@ def number(value: Any, digits: int = 3) -> str:
     return f"{value:,.{digits}f}".replace("-", "−")
 
 
+def figure(value: float) -> str:
+    """A number at the end of an axis: two figures that count."""
+    return f"{value:.2g}".replace("-", "−")
+
+
 def probability(value: Any) -> str:
     """A p or q: two figures that count."""
     if value is None:
@@ -125,5 +130,5 @@ def csv_line(cells: list[str]) -> str:
 
 
 FILTERS = {
-    f.__name__: f for f in (clean, said, peak, token, number, probability, count, share, flag, jpeg)
+    f.__name__: f for f in (clean, said, peak, token, number, figure, probability, count, share, flag, jpeg)
 }  # fmt: skip
