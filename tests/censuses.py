@@ -1,4 +1,4 @@
-"""Synthetic censuses of any size, written through the store's own protocol: for tests and benchmarks of what reads them.
+"""Synthetic censuses of any size, written through the store's own protocol, for tests and benchmarks of readers.
 
 Numbers are random, but hang together as a sweep's do: p goes with z, log_psi is the sum of log sigmoid(z), q is
 Benjamini-Hochberg's over all neurons, clusters come largest first, neurons that are left out have reasons and nulls.

@@ -4,8 +4,8 @@ Which question it answers: *what is there, and what does this neuron respond to?
 over `report/catalog.py`; reads the dataset alone, never a model. Nothing is kept between requests but what is read:
 the address of a page holds all of its state.
 
-In order: `columns` (what the table of neurons can show), `index` (what is sorted and filtered, in memory), `asked` (what
-an address asks for), `neurons` (rows, search, neighbours), `layers` (the map), `neuron` and `language` (one neuron),
-`charts` (SVG), `pictures`, `export`, `words` (text and numbers as shown), `guard` (who may ask), `app` (the
-application), `serve` (`polyray view`).
+In order: `columns` (what the table of neurons can show), `index` (what is sorted and filtered, in memory), `asked`
+(what an address asks for), `neurons` (rows, search, neighbours), `layers` (the map), `neuron` and `language` (one
+neuron), `charts` (SVG), `pictures`, `export`, `words` (text and numbers as shown), `guard` (who may ask), `site` (what
+requests share), `app` (the application), `serve` (`polyray view`).
 """

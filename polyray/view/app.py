@@ -314,7 +314,8 @@ def _picture(jpeg: bytes | None, why: str) -> Response:
         return Response(jpeg, media_type="image/jpeg", headers=headers)
     svg = (
         '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 64 64"><rect width="64" height="64" fill="#8886"/>'
-        f'<text x="32" y="35" font-size="9" font-family="sans-serif" text-anchor="middle" fill="#888">{why}</text></svg>'
+        f'<text x="32" y="35" font-size="9" font-family="sans-serif" text-anchor="middle" fill="#888">{why}</text>'
+        "</svg>"
     )
     return Response(svg, media_type="image/svg+xml", headers=headers)
 

@@ -178,8 +178,8 @@ class _Parser:
                 self._problems.append(f"min_{key} must be at most max_{key}, got {_plain(low)} and {_plain(high)}.")
         if self._problems:
             raise RefusedError(self._problems)
-        lists = {"layers": several["layer"], "statuses": several["status"], "diagnoses": several["diagnosis"]}
-        return Asked(**{k: tuple(v) for k, v in lists.items()}, bounds=bounds, flags=flags, **found)
+        layers, statuses, diagnoses = (tuple(several[key]) for key in ("layer", "status", "diagnosis"))
+        return Asked(layers, statuses, diagnoses, flags, bounds, **found)
 
     def _single(self, key: str, value: str) -> Any:
         if key == "preset":

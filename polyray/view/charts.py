@@ -5,7 +5,7 @@ styles, so that light, dark and print are the style sheet's.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -57,7 +57,7 @@ def intervals(rows: Sequence[dict[str, Any]], keys: tuple[str, str, str]) -> dic
     return {"zero": at(0.0), "rows": [tuple(at(r[k]) for k in keys) for r in rows], "low": low, "high": high}
 
 
-def curves(lines: dict[str, Sequence[float | None]], width: int = 420, height: int = 170) -> dict[str, Any] | None:
+def curves(lines: Mapping[str, Sequence[float | None]], width: int = 420, height: int = 170) -> dict[str, Any] | None:
     """Lines over the same steps as SVG points, with the values of the axis; None where no line has a value."""
     known = {name: [y for y in ys if y is not None and math.isfinite(y)] for name, ys in lines.items()}
     values = [y for ys in known.values() for y in ys]

@@ -1,8 +1,8 @@
 """Guard: who may ask, and what a browser may do with the answer.
 
-Place in the flow: around the application, before any page. Reading is all that can be asked for. The name that a browser
-asks for must be one that the viewer was given, since a page elsewhere may have its own name point to this machine; and
-no other page gets to read, frame or embed an answer, though a link from one may lead here.
+Place in the flow: around the application, before any page. Reading is all that can be asked for. The name that a
+browser asks for must be one that the viewer was given, since a page elsewhere may have its own name point to this
+machine; and no other page gets to read, frame or embed an answer, though a link from one may lead here.
 """
 
 from collections.abc import Collection, MutableMapping

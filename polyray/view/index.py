@@ -7,7 +7,7 @@ numbers in place of texts: about 150 MB for a million neurons.
 
 import itertools
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -27,8 +27,8 @@ _PSI = (
     + ", n.fdr_q, n.called, n.diagnosis AS diagnosis"
 )
 _CATEGORICAL = (
-    "coalesce(p.status, n.status) AS status, coalesce(p.reason, n.reason) AS reason, p.n_clusters, p.difference, p.tau, "
-    "p.p, p.first, n.means[1] AS top_mean, p.diagnosis AS diagnosis, n.tokens[1:6] AS tokens"
+    "coalesce(p.status, n.status) AS status, coalesce(p.reason, n.reason) AS reason, p.n_clusters, p.difference, "
+    "p.tau, p.p, p.first, n.means[1] AS top_mean, p.diagnosis AS diagnosis, coalesce(n.tokens[1:6], []) AS tokens"
 )
 
 
@@ -69,21 +69,19 @@ class Index:
         if self.is_categorical:
             self.reasons = list(dict.fromkeys([*self.reasons, *self._texts_of("proximity", "reason")]))
             joined = f"{_CATEGORICAL} FROM core_tokens n LEFT JOIN proximity p USING (layer, neuron)"
-            extra = ""
         else:
             verdict = (
                 "SELECT layer, neuron, causal FROM effects WHERE kind = 'real' AND scope = 'neuron' AND split = 'all' "
                 "AND contrast = 'aligned-random'"
             )
             joined = f"{_PSI}, v.causal FROM {SUMMARISED} n LEFT JOIN ({verdict}) v USING (layer, neuron)"
-            extra = ""
         make(
             f"CREATE TABLE {self.neurons} AS SELECT layer_id::USMALLINT AS layer_id, neuron, "
             "(list_position($statuses, status) - 1)::TINYINT AS status, "
             "(list_position($reasons, reason) - 1)::INTEGER AS reason, "
             "(list_position($diagnoses, diagnosis) - 1)::INTEGER AS diagnosis, "
-            f"* EXCLUDE (layer_id, layer, neuron, status, reason, diagnosis){extra} FROM (SELECT n.layer, n.neuron, {joined}) "
-            f"JOIN {self.layer_numbers} USING (layer) ORDER BY layer_id, neuron",
+            f"* EXCLUDE (layer_id, layer, neuron, status, reason, diagnosis) FROM "
+            f"(SELECT n.layer, n.neuron, {joined}) JOIN {self.layer_numbers} USING (layer) ORDER BY layer_id, neuron",
             {"statuses": list(STATUSES), "reasons": self.reasons, "diagnoses": self.diagnoses},
         )
         self._fill_clusters()
@@ -105,7 +103,8 @@ class Index:
                 "a.id AS name, name_score::FLOAT AS name_score, b.id AS label, label_frac::FLOAT AS label_frac "
                 f"FROM clusters c JOIN {self.layer_numbers} l USING (layer) "
                 f"JOIN {self.neurons} n ON n.layer_id = l.layer_id AND n.neuron = c.neuron "
-                f"LEFT JOIN {self._texts_table} a ON a.text = c.name LEFT JOIN {self._texts_table} b ON b.text = c.label"
+                f"LEFT JOIN {self._texts_table} a ON a.text = c.name "
+                f"LEFT JOIN {self._texts_table} b ON b.text = c.label"
             )
             self.texts = {r["id"]: r["text"] for r in self.ask(f"SELECT id, text FROM {self._texts_table}")}
             self._catalog.make(f"DROP TABLE {self._texts_table}")
@@ -120,17 +119,17 @@ class Index:
         for table in (self.neurons, self.clusters, self.layer_numbers):
             self._catalog.make(f"DROP TABLE IF EXISTS {table}")
 
-    def ask(self, query: str, values: dict[str, object] | Sequence[object] = ()) -> list[dict[str, Any]]:
+    def ask(self, query: str, values: Mapping[str, object] | Sequence[object] = ()) -> list[dict[str, Any]]:
         """The rows of a query of the index's tables."""
         return self._catalog.ask(query, values).to_pylist()
 
-    def rows(self, query: str, values: dict[str, object]) -> list[dict[str, Any]]:
+    def rows(self, query: str, values: Mapping[str, object]) -> list[dict[str, Any]]:
         """The rows of a query of the index's tables and the dataset's together."""
         if self.is_categorical:
             return self._catalog.rows(query, values)
         return self.ask(query, values)
 
-    def numbers(self, query: str, values: dict[str, object] | Sequence[object] = ()) -> pa.Table:
+    def numbers(self, query: str, values: Mapping[str, object] | Sequence[object] = ()) -> pa.Table:
         """The same in columns."""
         return self._catalog.ask(query, values)
 

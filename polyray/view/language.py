@@ -28,7 +28,7 @@ def neuron(catalog: Catalog, index: Index, layer: str, number: int) -> dict[str,
         core (core-tokens with means), in_context, precursors with their taken-clusters, targets (neurons of the next
         layer that it is a precursor of), proximity with its curve, clamps.
     """
-    at = {"layer": layer, "neuron": number}
+    at: Any = {"layer": layer, "neuron": number}
     core = catalog.at("core_tokens", **at)
     found = catalog.at("proximity", **at)
     if not core and not found:
@@ -59,7 +59,7 @@ def neuron(catalog: Catalog, index: Index, layer: str, number: int) -> dict[str,
     }
 
 
-def _precursors(catalog: Catalog, index: Index, at: dict[str, Any]) -> list[dict[str, Any]]:
+def _precursors(catalog: Catalog, index: Index, at: Any) -> list[dict[str, Any]]:
     taken = {r["rank"]: r for r in catalog.at("taken_clusters", **at)}
     rows = sorted(catalog.at("connections", **at), key=lambda r: r["rank"])
     out = []
@@ -77,7 +77,7 @@ def _targets(catalog: Catalog, after: str | None, number: int) -> list[dict[str,
     return sorted(found, key=lambda r: (r["rank"], -r["weight"]))[:N_TARGETS]
 
 
-def _curve(catalog: Catalog, at: dict[str, Any], proximity: dict[str, Any] | None) -> dict[str, Any] | None:
+def _curve(catalog: Catalog, at: Any, proximity: dict[str, Any] | None) -> dict[str, Any] | None:
     """Mean proximity by decile of activation, beside the means of the controls' draws."""
     if proximity is None or not proximity["deciles"]:
         return None

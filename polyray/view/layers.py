@@ -22,9 +22,9 @@ def overview(index: Index, catalog: Catalog, preset: str) -> dict[str, Any]:
         low, high: ends of what the distributions show; most: neurons of the largest layer; layers in order of depth:
         layer, planned (neurons that the sweep is about), n, n_ok, n_excluded, n_failed, n_tested and n_called (with a
         q, and with one below alpha; of a language sweep with a difference, and with one above 0), median, counts and
-        null_counts by bin, and what the sweep's own summary says where there is one: auroc (value, low, high) against the
-        null neurons that ask the preset's question, and null_called (share of those called as neurons are); total: the
-        same over all layers.
+        null_counts by bin, and what the sweep's own summary says where there is one: auroc (value, low, high) against
+        the null neurons that ask the preset's question, and null_called (share of those called as neurons are); total:
+        the same over all layers.
     """
     value = index.kind.column(index.kind.spread).of(preset)
     low, high = _ends(index, value)

@@ -32,7 +32,7 @@ def neuron(catalog: Catalog, index: Index, layer: str, number: int) -> dict[str,
         row (of `neurons`, with q, called and diagnosis; None before it is calibrated), presets, clusters, examples,
         nulls, swaps, and what the layer is.
     """
-    at = {"layer": layer, "neuron": number}
+    at: Any = {"layer": layer, "neuron": number}
     rows = catalog.at("neurons", **at)
     clusters = sorted(catalog.at("clusters", **at), key=lambda r: r["cluster"])
     examples = sorted(catalog.at("examples", **at), key=lambda r: r["rank"])
@@ -124,10 +124,17 @@ def _nulls(catalog: Catalog, row: dict[str, Any], layer: str) -> list[dict[str, 
                 source, x = "shuffle_text", [d["D"] for d in names]
             band = _band(row) if source == "permutation" else None
             found.append(
-                {"preset": preset, "band": band, "component": c, "kind": source, "source": _KINDS.get(source, "permuted labels"),
-                 "chart": charts.histogram(x, value), "z": row[f"{preset}_{c}_z"], "p": row[f"{preset}_{c}_p"],
-                 "value": value, "mean": row[f"{preset}_{c}_mean"], "std": row[f"{preset}_{c}_std"]}
-            )  # fmt: skip
+                {
+                    "preset": preset,
+                    "component": c,
+                    "kind": source,
+                    "source": _KINDS.get(source, "permuted labels"),
+                    "band": band,
+                    "chart": charts.histogram(x, value),
+                    "value": value,
+                    **{what: row[f"{preset}_{c}_{what}"] for what in ("z", "p", "mean", "std")},
+                }
+            )
     return found
 
 
@@ -144,13 +151,13 @@ def _band(row: dict[str, Any]) -> dict[str, float] | None:
     return {"at": at(q), "mean": at(mean), "low": at(mean - 2 * std), "high": at(mean + 2 * std)}
 
 
-def _response(catalog: Catalog, at: dict[str, Any]) -> dict[str, Any] | None:
+def _response(catalog: Catalog, at: Any) -> dict[str, Any] | None:
     columns = ["n_images", "n_nonfinite", "positive_frac", "mean", "std", "minimum", "maximum"]
     found = catalog.at("histograms", columns, **at)
     return found[0] if found else None
 
 
-def _swaps(catalog: Catalog, at: dict[str, Any], names: dict[int, str]) -> dict[str, Any] | None:
+def _swaps(catalog: Catalog, at: Any, names: dict[int, str]) -> dict[str, Any] | None:
     """The pictures shown of the first host of each cluster, and what came of all hosts; None where nothing was
     swapped."""
     columns = ["host", "condition", "status", "reason", "cluster", "response", "effect_sd", "picture", "reduced"]

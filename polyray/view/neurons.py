@@ -52,7 +52,7 @@ def rows(index: Index, chosen: Rows, preset: str) -> list[dict[str, Any]]:
         row, layer, neuron, status, reason, diagnosis, the kind's columns by key, and names: of clusters, largest first,
         or of the first core-tokens.
     """
-    numbers = {"rows": [int(i) for i in chosen]}
+    numbers: dict[str, object] = {"rows": [int(i) for i in chosen]}
     columns = ", ".join(f'n.{c.of(preset)} AS "c_{c.key}"' for c in index.kind.columns)
     tokens = ", n.tokens" if index.is_categorical else ""
     found = index.ask(
@@ -101,8 +101,8 @@ class Found:
     """What a search by concept has found."""
 
     rows: list[dict[str, Any]]
-    """As `rows` gives them, with cluster, size, name, name_score, label, label_frac and how (0 the same, 1 a word begins
-    with it, 2 anywhere); of language sweeps with token and rank."""
+    """As `rows` gives them, with cluster, size, name, name_score, label, label_frac and how (0 the same, 1 a word
+    begins with it, 2 anywhere); of language sweeps with token and rank."""
     n: int
     n_neurons: int
     n_pages: int

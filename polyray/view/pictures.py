@@ -42,8 +42,8 @@ class Pictures:
         expected = catalog.dataset.run["provenance"].get("n_images")
         if expected is not None and expected != len(self._set):
             raise DataError(
-                f"the probe set has {len(self._set)} images, the run saw {expected}: it is another one. Put the run's own "
-                "where its config says, or leave --probe away."
+                f"the probe set has {len(self._set)} images, the run saw {expected}: it is another one. Put the run's "
+                "own where its config says, or leave --probe away."
             )
         self._lock = threading.Lock()
         self._catalog = catalog
