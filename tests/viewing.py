@@ -171,21 +171,40 @@ def language(out: Path) -> Path:
     put_rows(store, "count", "count", {"tokens": tokens, "documents": documents, "contexts": contexts})
     for layer in ("h.0", "h.1"):
         core = [
-            {"neuron": 0, "status": "ok", "tokens": [1, 2, 0, 3, 4, 5, 6, 7], "means": [3.0, 2.5, 2, 1, 1, 1, 0.5, -0.5]},
+            {
+                "neuron": 0,
+                "status": "ok",
+                "tokens": [1, 2, 0, 3, 4, 5, 6, 7],
+                "means": [3.0, 2.5, 2, 1, 1, 1, 0.5, -0.5],
+            },
             {"neuron": 1, "status": "ok", "tokens": [0, 3, 4, 5, 6, 7, 1], "means": [3.0, 2, 1, 1, 1, 1, 0.5]},
             {"neuron": 2, "status": "failed", "reason": "an activation is not finite"},
         ]
         put_rows(store, f"core/{layer}", "core", {"core_tokens": core}, layer)
     deciles = [1 - i / 10 for i in range(10)]
     ok = {"neuron": 0, "status": "ok", "n_clusters": 3, "difference": 0.25, "h": 9.0, "p": 0.02, "tau": 0.9}
-    ok |= {"first": 0.8, "agreeing": 0.9, "rank": 3, "deciles": deciles, "diagnosis": "rank_deficient; weak_first_component"}
+    ok |= {
+        "first": 0.8,
+        "agreeing": 0.9,
+        "rank": 3,
+        "deciles": deciles,
+        "diagnosis": "rank_deficient; weak_first_component",
+    }
     out_of = {"neuron": 1, "status": "excluded", "reason": "fewer than 3 taken-clusters"}
     control = {"neuron": 0, "control": "order", "deciles": deciles[::-1] * 2}
     connections = [
         {"neuron": 0, "rank": r, "precursor": 1 - r, "weight": 0.5 - r / 10, "gate_weight": None} for r in (0, 1)
     ]
     taken = [{"neuron": 0, "rank": 0, "precursor": 1, "size": 2, "p": 0.03, "counted": True, "tokens": [1, 3]}]
-    clamp = {"neuron": 0, "quantile": 0.5, "status": "ok", "value": 1.5, "kl": 0.01, "control_kl": 0.002, "n_positions": 7}
+    clamp = {
+        "neuron": 0,
+        "quantile": 0.5,
+        "status": "ok",
+        "value": 1.5,
+        "kl": 0.01,
+        "control_kl": 0.002,
+        "n_positions": 7,
+    }
     tables = {"proximity": [ok, out_of], "proximity_controls": [control], "connections": connections}
     put_rows(store, "score", "proximity", tables | {"taken_clusters": taken, "clamps": [clamp]}, "h.1")
     store.finish()

@@ -201,7 +201,8 @@ def test_neighbours_share_most_names_first(index: Index, rows: list[Row]) -> Non
 def test_neurons_stand_beside_each_other_over_layers(index: Index, rows: list[Row]) -> None:
     border = next(i for i in range(len(rows)) if rows[i]["layer"] != rows[i + 1]["layer"])
     before, after = neurons.beside(index, border)
-    assert before and after
+    assert before
+    assert after
     assert (before["layer"], before["neuron"]) == (rows[border - 1]["layer"], rows[border - 1]["neuron"])
     assert (after["layer"], after["neuron"]) == (rows[border + 1]["layer"], 0)
     assert neurons.beside(index, 0)[0] is None
@@ -273,11 +274,14 @@ def test_the_language_page_tells_tokens_precursors_and_the_curve(tmp_path: Path)
         page = viewer.page("/neuron?layer=h.1&neuron=0")
         assert page.index("<bdi>zebra</bdi>") < page.index("<bdi>zebras</bdi>") < page.index("<bdi>␣the</bdi>")
         assert 'href="/neuron?layer=h.0&amp;neuron=1"' in page
-        assert "h.0</bdi> · 1" in page and "<td>yes</td>" in page
+        assert "h.0</bdi> · 1" in page
+        assert "<td>yes</td>" in page
         assert page.count("<polyline") == 4  # the neuron's and one control's, and both in the legend
-        assert "rank deficient" in page and "weak first component" in page
+        assert "rank deficient" in page
+        assert "weak first component" in page
         assert "<mark><bdi>zebra</bdi></mark> <bdi>zebras</bdi>" in page
-        assert "0.0100" in page and "0.0020" in page  # the clamp's divergence and its control's
+        assert "0.0100" in page
+        assert "0.0020" in page
         below = viewer.page("/neuron?layer=h.0&neuron=0")
         assert 'href="/neuron?layer=h.1&amp;neuron=0"' in below  # what it feeds
         assert "no layer stands before it" in below
