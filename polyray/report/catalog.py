@@ -5,6 +5,7 @@ Which question it answers: *which rows are these, of millions, without holding t
 pasted into it.
 """
 
+import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -50,7 +51,14 @@ class Catalog:
         self._out = out
         self._lock = threading.RLock()
         self._stored: dict[str, ds.Dataset] = {}
-        self._duck = duckdb.connect(":memory:", config={"memory_limit": f"{memory_mb}MB", "threads": n_threads})
+        # What memory does not hold goes here, and not where DuckDB would put it: into the folder one stands in.
+        self._spilled = tempfile.TemporaryDirectory(prefix="polyray-")
+        settings: dict[str, Any] = {
+            "memory_limit": f"{memory_mb}MB",
+            "threads": n_threads,
+            "temp_directory": self._spilled.name,
+        }
+        self._duck = duckdb.connect(":memory:", config=settings)
         # Only what is handed over may be read: no path in a query reaches a file, and no extension is fetched.
         self._duck.execute("SET autoinstall_known_extensions = false")
         self._duck.execute("SET autoload_known_extensions = false")

@@ -132,12 +132,7 @@ def search(index: Index, words: str, by: str, at: int, per: int, preset: str) ->
         )
         order, kept = "how, rank, score DESC NULLS LAST, row", "row, name, how, rank"
     else:
-        parts = {
-            key: f"SELECT row, cluster, size, name, name_score, label, label_frac, how, {score} AS score "
-            f"FROM {index.clusters} c JOIN {matched} t ON c.{key} = t.text"
-            for key, score in (("name", "name_score"), ("label", "label_frac"))
-        }
-        source = parts[by] if by in parts else _either(parts)
+        source = _clusters(index, by, matched)
         order = "how, score DESC NULLS LAST, row, cluster"
         kept = "row, cluster, size, name, name_score, label, label_frac, how"
     n, n_neurons = _counts(index, source, values)
@@ -162,12 +157,17 @@ def _without(names: list[str | None], name: str | None) -> list[str | None]:
     return left
 
 
-def _either(parts: dict[str, str]) -> str:
-    """A cluster counts once, by the better of its matches."""
+def _clusters(index: Index, by: str, matched: str) -> str:
+    """Clusters whose name or label matches, or either: then once, by the better of the two."""
+    columns = "row, cluster, size, name, name_score, label, label_frac"
+    if by != "any":
+        score = {"name": "name_score", "label": "label_frac"}[by]
+        return f"SELECT {columns}, how, {score} AS score FROM {index.clusters} c JOIN {matched} t ON c.{by} = t.text"
     return (
-        "SELECT row, cluster, any_value(size) AS size, any_value(name) AS name, any_value(name_score) AS name_score, "
-        "any_value(label) AS label, any_value(label_frac) AS label_frac, min(how) AS how, max(score) AS score "
-        f"FROM ({parts['name']} UNION ALL {parts['label']}) GROUP BY row, cluster"
+        f"SELECT {columns}, least(n.how, l.how) AS how, greatest(CASE WHEN n.how IS NOT NULL THEN name_score END, "
+        f"CASE WHEN l.how IS NOT NULL THEN label_frac END) AS score FROM {index.clusters} c "
+        f"LEFT JOIN {matched} n ON c.name = n.text LEFT JOIN {matched} l ON c.label = l.text "
+        "WHERE n.how IS NOT NULL OR l.how IS NOT NULL"
     )
 
 

@@ -10,10 +10,9 @@ import threading
 
 from PIL import Image
 
-from polyray.config import Config, parse_any
+from polyray.config import parse_config
 from polyray.errors import ConfigError, DataError
 from polyray.probes.images import ProbeSet, open_probe, view
-from polyray.psi_text_config import PsiTextConfig
 from polyray.report.catalog import Catalog
 
 _QUALITY = 85
@@ -30,12 +29,13 @@ class Pictures:
     """
 
     def __init__(self, catalog: Catalog) -> None:
+        raw = catalog.dataset.run["config"]
+        if raw["science"].get("method", "psi") != "psi":
+            raise DataError("only sweeps over images have probe images to be shown; leave --probe away.")
         try:
-            config = parse_any(catalog.dataset.run["config"])
+            config = parse_config(raw)
         except ConfigError as e:
             raise DataError(f"the run's config is none that this version knows: {e}") from e
-        if not isinstance(config, Config) or isinstance(config, PsiTextConfig):
-            raise DataError("only sweeps over images have probe images to be shown; leave --probe away.")
         self._subject = config.science.subject
         self.side_px: int = self._subject.input_px
         self._set: ProbeSet = open_probe(config.science.probe)

@@ -5,6 +5,7 @@ Place in the flow: `polyray view`. It listens on 127.0.0.1 alone.
 
 import errno
 import logging
+import signal
 import socket
 import webbrowser
 from collections.abc import Callable
@@ -44,7 +45,7 @@ def hosts(port: int) -> list[str]:
 
 
 def view(out: str, port: int, probe: bool, browser: bool, say: Callable[[str], None]) -> None:
-    """Serves the viewer of a dataset until it is interrupted.
+    """Serves the viewer of a dataset until it is interrupted: by SIGINT or SIGTERM, which raise `KeyboardInterrupt`.
 
     Args:
         out: the dataset.
@@ -78,7 +79,12 @@ def view(out: str, port: int, probe: bool, browser: bool, say: Callable[[str], N
                 webbrowser.open(address)
 
         server.ready = ready
-        server.run(sockets=[sock])
+        # As Ctrl-C: uvicorn ends its answers, and what was put aside on the disk is taken away.
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            server.run(sockets=[sock])
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
 
 class _Server(uvicorn.Server):

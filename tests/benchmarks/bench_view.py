@@ -1,8 +1,8 @@
 """How long do the viewer's pages over a million neurons take, and what does its server hold?
 
-Run by hand: `python tests/benchmarks/bench_view.py [--json] [--out FOLDER] [--neurons N]`. It makes a census (kept where
-a folder is given), starts `polyray view` in a process of its own, and asks for every kind of page with another filter
-or sort each time, so that nothing but the first look at a sort is ever warm.
+Run by hand: `python tests/benchmarks/bench_view.py [--json] [--out FOLDER] [--neurons N]`. It makes a census (kept
+where a folder is given), starts `polyray view` in a process of its own, and asks for every kind of page
+with another filter or sort each time.
 """
 
 import argparse
@@ -33,11 +33,11 @@ def questions() -> dict[str, list[str]]:
     return {
         "first page": ["/"] * N_ASKED,
         "table": ["/neurons"] * N_ASKED,
-        "sort": [f"/neurons?sort={'-' if i % 2 else ''}{KEYS[i % 7]}&preset={('paper', 'selective')[i % 2]}" for i in r],
+        "sort": [f"/neurons?preset={('paper', 'selective')[i % 2]}&sort={'-' * (i % 2)}{KEYS[i % 7]}" for i in r],
         "filter by range": [f"/neurons?min_S={0.1 + i / 100:.2f}&max_p=0.{9 - i % 5}" for i in r],
         "filter by layer and status": [f"/neurons?layer=blocks.{i}&status=excluded" for i in r],
         "filter by name": [f"/neurons?name={word}" for word in WORDS],
-        "filter by name, range, and sort": [f"/neurons?name={w}&min_Q=0.3&sort=-{KEYS[i % 7]}" for i, w in enumerate(WORDS)],
+        "filter by name and range, sort": [f"/neurons?name={WORDS[i]}&min_Q=0.3&sort=-{KEYS[i % 7]}" for i in r],
         "page in the middle": [f"/neurons?sort=-{KEYS[i % 7]}&page={9000 + i}" for i in r],
         "search": [f"/search?q={word}" for word in WORDS],
         "neuron": [f"/neuron?layer=blocks.{i}&neuron={i % 3 * 37}" for i in r],

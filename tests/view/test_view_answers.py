@@ -12,13 +12,15 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from censuses import census
-from viewing import Viewer, language, viewing
+from censuses import census, put_rows
+from viewing import Viewer, begun, language, scored, viewing
 
 import polyray
+from polyray.errors import DataError
 from polyray.report.catalog import Catalog
 from polyray.view import asked, charts, layers, neurons, words
 from polyray.view.index import Index
+from polyray.view.pictures import Pictures
 
 Row = dict[str, Any]
 
@@ -299,3 +301,23 @@ def test_words_say_what_is_missing_and_never_round_to_nothing() -> None:
         "–", "1.00", "0.25", "0.050", "0.003", "2.0e−07", "0.000"
     ]  # fmt: skip
     assert [words.share(x, 1) for x in (None, 0, 0.5, 0.0001)] == ["–", "0.0 %", "50.0 %", "<0.1 %"]
+
+
+def test_the_page_of_a_neuron_over_documents_has_its_snippets(tmp_path: Path) -> None:
+    store = begun(tmp_path / "out", {"h.1": 1}, "psi_text")
+    cluster = {"neuron": 0, "cluster": 0, "size": 5, "name": "letters", "name_score": 0.5, "names": ["letters", "mail"]}
+    cluster |= {"label": "news", "label_frac": 0.4, "snippets": ["she wrote a «letter»", None, "no peak <b>here</b>"]}
+    example = {"neuron": 0, "rank": 0, "example": 7, "activation": 1.5, "position": 3, "label": "news", "patch_id": 1}
+    example |= {"x0": 1000, "y0": 0, "x1": 1024, "y1": 1, "cluster": 0}
+    tables = {"neurons": [scored(0)], "clusters": [cluster], "examples": [example]}
+    put_rows(store, "all", "calibrate", tables, "h.1")
+    store.finish()
+    with viewing(tmp_path / "out") as viewer:
+        page = viewer.page("/neuron?layer=h.1&neuron=0")
+        assert "<bdi>she wrote a <mark>letter</mark></bdi>" in page
+        assert "<bdi>no peak &lt;b&gt;here&lt;/b&gt;</bdi>" in page
+        assert "also near: <bdi>mail</bdi>" in page
+        assert "1,000 – 1,024" in page
+        assert "thumbnail" not in page
+        with pytest.raises(DataError, match="only sweeps over images"):
+            Pictures(Catalog(tmp_path / "out"))
