@@ -476,6 +476,31 @@ def _submit(path: Path, out: str, overrides: list[str], address: str | None, no_
 
 
 @app.command()
+def view(
+    out: OutPath,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of 127.0.0.1; 0 for any free one.")] = 7870,
+    probe: Annotated[
+        bool, typer.Option("--probe/--no-probe", help="Show whole probe images, from where the run's config says.")
+    ] = False,
+    browser: Annotated[bool, typer.Option("--open/--no-open", help="Open a browser.")] = True,
+) -> None:
+    """Look at a dataset in a browser, until Ctrl-C; a running sweep is followed."""
+    _guarded(lambda: _view(out, port, probe, browser), as_json=False)
+
+
+def _view(out: str, port: int, probe: bool, browser: bool) -> int:
+    from polyray.view import serve
+
+    try:
+        serve.view(
+            out, port, probe, browser, lambda at: _console().print(f"viewing {escape(out)} at {at} (Ctrl-C ends)")
+        )
+    except KeyboardInterrupt:
+        _console().print("ended")
+    return OK
+
+
+@app.command()
 def doctor(as_json: Json = False) -> None:
     """Say what this machine has: versions, devices, Ray, which weights and probe sets are reachable."""
     _guarded(lambda: _doctor(as_json), as_json)

@@ -51,6 +51,11 @@ class Dataset(Mapping[str, ds.Dataset]):
         """Names of the tables that are there, in the schema's order."""
         return self._tables
 
+    @property
+    def n_parts(self) -> int:
+        """How many parts of units it is made of: where a sweep goes on, a dataset opened later has more."""
+        return int(self._units.num_rows)
+
     def __getitem__(self, table: str) -> ds.Dataset:
         """One table.
 

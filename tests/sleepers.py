@@ -101,7 +101,7 @@ class SleepActor:
         self._sweep = sweep
         self._store = Store(sweep.out)
         self._trouble = trouble(sweep.out)
-        # Torch takes seconds to import: it is asked only where there is no other trouble, as on a node that sees nothing.
+        # Torch takes seconds to import: asked only where there is no trouble, as on a node that sees nothing.
         node = ray.get_runtime_context().get_node_id()
         self._ready = Ready(node) if self._trouble.exists() else _answer(premises)
         if self._trouble.exists():

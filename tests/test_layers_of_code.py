@@ -45,7 +45,9 @@ def test_a_driver_needs_no_torch() -> None:
     assert printed(code) == "False\n"
 
 
-@pytest.mark.parametrize("module", ["polyray", "polyray.cli", "polyray.cluster.progress", "polyray.report.summary"])
+@pytest.mark.parametrize(
+    "module", ["polyray", "polyray.cli", "polyray.cluster.progress", "polyray.report.summary", "polyray.view.serve"]
+)
 def test_reading_a_dataset_needs_neither_torch_nor_ray(module: str) -> None:
     heavy = printed(f"import sys, {module}; print(sorted({{'torch', 'ray', 'transformers'}} & sys.modules.keys()))")
     assert heavy.strip() == "[]"

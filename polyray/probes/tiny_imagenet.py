@@ -18,8 +18,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
-from timm.data.imagenet_info import ImageNetInfo
-
 from polyray.config import TinyImageNet
 from polyray.errors import DataError
 from polyray.probes.pixels import MAX_BYTES
@@ -126,6 +124,9 @@ class TinyImageNetSet(EncodedSet):
 
 def wordnet_names(wnids: Iterable[str]) -> dict[str, str]:
     """First synonym of each WordNet id that ImageNet's 21,843 synsets know."""
+    # Imported here: it brings torch along, which the viewer, which opens any probe set, has no use for.
+    from timm.data.imagenet_info import ImageNetInfo
+
     synsets = ImageNetInfo("imagenet-21k-goog")
     known = set(synsets.label_names())
     return {w: _first(synsets.label_name_to_description(w, detailed=False)) for w in sorted(wnids) if w in known}

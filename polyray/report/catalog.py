@@ -5,6 +5,7 @@ Which question it answers: *which rows are these, of millions, without holding t
 pasted into it.
 """
 
+import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Any
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
 
 from polyray.dataset import Dataset, open
 from polyray.errors import StoreError
@@ -63,7 +66,15 @@ class Catalog:
     def __init__(self, out: str | Path, memory_mb: int = 400, n_threads: int = 2) -> None:
         self._out = out
         self._lock = threading.RLock()
-        self._duck = duckdb.connect(":memory:", config={"memory_limit": f"{memory_mb}MB", "threads": n_threads})
+        self._stored: dict[str, ds.Dataset] = {}
+        # What memory does not hold goes here, and not where DuckDB would put it: into the folder one stands in.
+        self._spilled = tempfile.TemporaryDirectory(prefix="polyray-")
+        settings: dict[str, Any] = {
+            "memory_limit": f"{memory_mb}MB",
+            "threads": n_threads,
+            "temp_directory": self._spilled.name,
+        }
+        self._duck = duckdb.connect(":memory:", config=settings)
         # Only what is handed over may be read: no path in a query reaches a file, and no extension is fetched.
         self._duck.execute("SET autoinstall_known_extensions = false")
         self._duck.execute("SET autoload_known_extensions = false")
@@ -74,10 +85,11 @@ class Catalog:
         """Opens the dataset anew: what was committed since is seen from now on."""
         refuse_newer(self._out)
         dataset = open(self._out)
+        stored = {table: dataset.stored(table) for table in VIEWS}
         with self._lock:
-            self.dataset = dataset
+            self.dataset, self._stored = dataset, stored
             for table in VIEWS:
-                self._duck.register(table, dataset.stored(table))
+                self._duck.register(table, stored[table])
             self._duck.execute(
                 f"CREATE OR REPLACE TEMP VIEW {SUMMARISED} AS "
                 "SELECT neurons.*, neuron_summary.q AS fdr_q, called, diagnosis "
@@ -88,8 +100,59 @@ class Catalog:
     def table(self, query: str, values: Sequence[object] | Mapping[str, object] = ()) -> pa.Table:
         """The rows of a query, with `?` or `$name` where its values go."""
         with self._lock:
-            return self._duck.sql(query, params=values or None).to_arrow_table()
+            try:
+                return self._duck.sql(query, params=values or None).to_arrow_table()
+            except (duckdb.Error, OSError) as e:
+                if not self._moved(e):
+                    raise
+                return self._duck.sql(query, params=values or None).to_arrow_table()
 
     def rows(self, query: str, values: Sequence[object] | Mapping[str, object] = ()) -> list[dict[str, Any]]:
         """The same as a record for each row."""
         return self.table(query, values).to_pylist()
+
+    def make(self, query: str, values: Sequence[object] | Mapping[str, object] = ()) -> None:
+        """Makes or drops a table of the catalog's own, in memory, which `ask` finds."""
+        with self._lock:
+            try:
+                self._duck.execute(query, values or None)
+            except (duckdb.Error, OSError) as e:
+                if not self._moved(e):
+                    raise
+                self._duck.execute(query, values or None)
+
+    def ask(self, query: str, values: Sequence[object] | Mapping[str, object] = ()) -> pa.Table:
+        """The rows of a query of the tables that were made: it waits for no other thread's."""
+        with self._duck.cursor() as cursor:
+            return cursor.sql(query, params=values or None).to_arrow_table()
+
+    def at(self, table: str, columns: Sequence[str] | None = None, **keys: object) -> list[dict[str, Any]]:
+        """The rows of a table with these values in these columns, such as one neuron's, by way of Arrow alone.
+
+        Only the files and row groups that may hold them are read.
+
+        Args:
+            table: one of `VIEWS`.
+            columns: which to read; all by default.
+            **keys: value of a column, None for null, or a list of values that it may have.
+        """
+        where = ds.scalar(True)
+        for name, value in keys.items():
+            field = pc.field(name)
+            where &= (
+                field.is_null() if value is None else field.isin(value) if isinstance(value, list) else field == value
+            )
+        names = None if columns is None else list(columns)
+        try:
+            return self._stored[table].to_table(names, where).to_pylist()
+        except OSError as e:
+            if not self._moved(e):
+                raise
+            return self._stored[table].to_table(names, where).to_pylist()
+
+    def _moved(self, error: Exception) -> bool:
+        """Whether the parts of a running sweep were merged in the meantime; then it has looked again."""
+        if self.dataset.is_finished or "No such file" not in str(error):
+            return False
+        self.refresh()
+        return True
