@@ -41,7 +41,9 @@ def test_a_dataset_of_a_newer_version_is_refused(tmp_path: Path) -> None:
     made = census(tmp_path / "out", n_neurons=20, n_layers=1)
     run = json.loads((made / "run.json").read_text())
     (made / "run.json").write_text(json.dumps(run | {"schema_version": VERSION + 1}))
-    with pytest.raises(StoreError, match=f"of version {VERSION + 1}, this one knows up to {VERSION}. Update"):
+    with pytest.raises(
+        StoreError, match=f"version {VERSION + 1} of the tables, and this polyray knows none after {VERSION}"
+    ):
         Catalog(made)
     done = command("view", made, "--port", 0, "--no-open")
     assert done.exit_code == 2
