@@ -97,13 +97,18 @@ class Asked:
             parts.append(_named(index, bind(list(index.matching(self.name)))))
         return " AND ".join(parts), values
 
+    def sorted_by(self, index: Index) -> str:
+        """The column of the index that rows are sorted by."""
+        by = (self.sort or index.kind.best).removeprefix("-")
+        return "rowid" if by == "neuron" else index.kind.column(by).of(preset_of(self, index.kind))
+
+    def is_descending(self, index: Index) -> bool:
+        """Whether the largest comes first; rows that are equal always stand in order of depth and number."""
+        return (self.sort or index.kind.best).startswith("-")
+
     def order(self, index: Index) -> str:
-        """How rows of the index are sorted; neurons that are equal stand in order of depth and number."""
-        by = self.sort or index.kind.best
-        if by.removeprefix("-") == "neuron":
-            return "rowid DESC" if by.startswith("-") else "rowid"
-        column = index.kind.column(by.removeprefix("-")).of(preset_of(self, index.kind))
-        return f"{column} {'DESC' if by.startswith('-') else 'ASC'} NULLS LAST, rowid"
+        """How rows of the index are sorted."""
+        return f"{self.sorted_by(index)} {'DESC' if self.is_descending(index) else 'ASC'} NULLS LAST, rowid"
 
 
 def _named(index: Index, numbers: str) -> str:

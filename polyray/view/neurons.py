@@ -3,7 +3,7 @@
 Place in the flow: asks `index.py` what `asked.py` means; `app.py` shows it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,13 +36,46 @@ class Page:
 def page(index: Index, asked: Asked) -> Page:
     """The neurons that an address asks for; a page past the end is the last one."""
     where, values = asked.condition(index)
-    n = int(index.ask(f"SELECT count(*) AS n FROM {index.neurons} WHERE {where}", values)[0]["n"])
-    n_pages = max(1, -(-n // asked.per))
-    first = (min(asked.page, n_pages) - 1) * asked.per
     # Rows are numbered first and read afterwards: far down a sort then moves numbers alone.
-    ordered = f"SELECT rowid AS row FROM {index.neurons} WHERE {where} ORDER BY {asked.order(index)}"
-    chosen = index.numbers(f"{ordered} LIMIT {asked.per} OFFSET {first}", values)["row"].to_numpy()
-    return Page(rows(index, chosen, preset_of(asked, index.kind)), n, first + 1, n_pages)
+    source = f"SELECT rowid AS row, {asked.sorted_by(index)} AS key FROM {index.neurons} WHERE {where}"
+    order = f"key {'DESC' if asked.is_descending(index) else 'ASC'} NULLS LAST, row"
+    cut = _cut(index.ask, source, "row", "count(*) AS n", order, values, asked.page, asked.per)
+    chosen = np.array([r["row"] for r in cut.rows], np.int64)
+    return Page(rows(index, chosen, preset_of(asked, index.kind)), cut.counts["n"], cut.first, cut.n_pages)
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """A page of what a query finds."""
+
+    rows: list[dict[str, Any]]
+    counts: dict[str, int]
+    first: int
+    n_pages: int
+
+
+def _cut(
+    ask: Callable[[str, Mapping[str, object]], list[dict[str, Any]]],
+    source: str,
+    kept: str,
+    counted: str,
+    order: str,
+    values: Mapping[str, object],
+    page: int,
+    per: int,
+) -> _Cut:
+    """Some rows of a query and how many it has, found in one go; a page past the end is the last one."""
+    found = f"WITH found AS MATERIALIZED ({source}), counts AS (SELECT {counted} FROM found)"
+    one = f"{found} SELECT {kept}, counts.* FROM found, counts ORDER BY {order} LIMIT {per}"
+
+    start = (page - 1) * per
+    rows = ask(f"{one} OFFSET {start}", values)
+    counts = rows[0] if rows else ask(f"{found} SELECT * FROM counts", values)[0]
+    n_pages = max(1, -(-counts["n"] // per))
+    if page > n_pages:
+        start = (n_pages - 1) * per
+        rows = ask(f"{one} OFFSET {start}", values)
+    return _Cut(rows, {c: int(counts[c]) for c in ("n", "n_neurons") if c in counts}, start + 1, n_pages)
 
 
 def rows(index: Index, chosen: Rows, preset: str) -> list[dict[str, Any]]:
@@ -135,10 +168,9 @@ def search(index: Index, words: str, by: str, at: int, per: int, preset: str) ->
         source = _clusters(index, by, matched)
         order = "how, score DESC NULLS LAST, row, cluster"
         kept = "row, cluster, size, name, name_score, label, label_frac, how"
-    n, n_neurons = _counts(index, source, values)
-    n_pages = max(1, -(-n // per))
-    first = (min(at, n_pages) - 1) * per
-    found = index.rows(f"SELECT {kept} FROM ({source}) ORDER BY {order} LIMIT {per} OFFSET {first}", values)
+    counted = "count(*) AS n, count(DISTINCT row) AS n_neurons"
+    cut = _cut(index.rows, source, kept, counted, order, values, at, per)
+    found = cut.rows
     unique = np.unique(np.array([r["row"] for r in found], np.int64))
     about = dict(zip(unique.tolist(), rows(index, unique, preset), strict=True))
     for r in found:
@@ -146,7 +178,8 @@ def search(index: Index, words: str, by: str, at: int, per: int, preset: str) ->
         if "label" in r:
             r["label"] = index.texts.get(r["label"])
         r["others"] = _without(about[r["row"]]["names"], r["name"])
-    return Found([about[r["row"]] | r for r in found], n, n_neurons, n_pages, first + 1)
+    n, n_neurons = cut.counts["n"], cut.counts["n_neurons"]
+    return Found([about[r["row"]] | r for r in found], n, n_neurons, cut.n_pages, cut.first)
 
 
 def _without(names: list[str | None], name: str | None) -> list[str | None]:
@@ -163,17 +196,14 @@ def _clusters(index: Index, by: str, matched: str) -> str:
     if by != "any":
         score = {"name": "name_score", "label": "label_frac"}[by]
         return f"SELECT {columns}, how, {score} AS score FROM {index.clusters} c JOIN {matched} t ON c.{by} = t.text"
+    # Whatever matches by its label, and what does by its name alone: either way few rows are looked at twice.
     return (
-        f"SELECT {columns}, least(n.how, l.how) AS how, greatest(CASE WHEN n.how IS NOT NULL THEN name_score END, "
-        f"CASE WHEN l.how IS NOT NULL THEN label_frac END) AS score FROM {index.clusters} c "
-        f"LEFT JOIN {matched} n ON c.name = n.text LEFT JOIN {matched} l ON c.label = l.text "
-        "WHERE n.how IS NOT NULL OR l.how IS NOT NULL"
+        f"SELECT {columns}, least(n.how, l.how) AS how, "
+        "greatest(CASE WHEN n.how IS NOT NULL THEN name_score END, label_frac) AS score "
+        f"FROM {index.clusters} c JOIN {matched} l ON c.label = l.text LEFT JOIN {matched} n ON c.name = n.text "
+        f"UNION ALL SELECT {columns}, n.how, name_score AS score "
+        f"FROM {index.clusters} c JOIN {matched} n ON c.name = n.text ANTI JOIN {matched} l ON c.label = l.text"
     )
-
-
-def _counts(index: Index, source: str, values: dict[str, object]) -> tuple[int, int]:
-    r = index.rows(f"SELECT count(*) AS n, count(DISTINCT row) AS n_neurons FROM ({source})", values)[0]
-    return int(r["n"]), int(r["n_neurons"])
 
 
 def neighbours(index: Index, row: int, preset: str) -> list[dict[str, Any]]:
