@@ -6,7 +6,7 @@ Place in the flow: under `neuron_records.py`; the inverse of `probes.tokens.Toke
 import re
 
 NO_TEXT = "\ufffd"
-"""Stands before the printable form of a token that is no text of its own, so that it can be mistaken for none that is."""
+"""Stands before the printable form of a token that is no text of its own, so that it is not taken for one that is."""
 
 _ESCAPE = re.compile(r"\\(?:(\\)|([tnr])|x([0-9a-f]{2})|u([0-9a-f]{4})|U([0-9a-f]{8}))")
 _LETTERS = {"t": "\t", "n": "\n", "r": "\r"}
