@@ -414,6 +414,36 @@ def _sensitivity(
 
 
 @app.command()
+def export(
+    out: OutPath,
+    to: Annotated[str, typer.Option("--to", metavar="FOLDER", help="Empty, new, or an export of the same run.")],
+    form: Annotated[str, typer.Option("--format", help="neuron-records: OpenAI's form, of language models.")],
+    layers: Annotated[
+        list[str] | None, typer.Option("--layer", metavar="LAYER", help="Only this layer: h.3 or 3. Several times.")
+    ] = None,
+    neurons: Annotated[str | None, typer.Option(metavar="I-J,K", help="Only these neurons of each layer.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a dataset's neurons in the form of other tools, from the dataset alone."""
+    _guarded(lambda: _export(out, to, form, layers or [], neurons, as_json), as_json)
+
+
+def _export(out: str, to: str, form: str, layers: list[str], neurons: str | None, as_json: bool) -> int:
+    from polyray.export import neuron_records
+
+    if form != neuron_records.FORM:
+        raise ConfigError(f"--format {form!r} is not known; valid: {neuron_records.FORM!r}.")
+    console = _console(as_json)
+    with Bars(console) as bars:
+        summary = neuron_records.export(out, to, layers, neurons, lambda step: bars.show("export", step))
+    if as_json:
+        print(json.dumps(summary))
+    else:
+        printed.print_export(console, summary)
+    return OK
+
+
+@app.command()
 def submit(
     config: ConfigPath,
     out: Annotated[

@@ -139,6 +139,22 @@ def print_plan(console: Console, e: Any) -> None:
     _print_problems(console, e.problems)
 
 
+def print_export(console: Console, summary: dict[str, Any]) -> None:
+    """What an export wrote, what it could not, and what its form leaves out."""
+    counted = ("n_records", "n_activation_records", "n_token_tables", "n_without_text")
+    heads = (Column(head, justify="right") for head in ("records", "activations", "token tables", "without text"))
+    table = Table("layer", *heads, "neurons without a record", title="export", title_justify="left")
+    for layer in summary["layers"]:
+        without = "; ".join(f"{n:,}: {reason}" for reason, n in layer["not_exported"].items())
+        table.add_row(escape(layer["layer"]), *(f"{layer[c]:,}" for c in counted), escape(without) or "–")
+    console.print(table)
+    for line in summary["left_out"]:
+        console.print(f"[bold yellow]note[/] {escape(line)}")
+    if not summary["finished"]:
+        console.print("[bold yellow]note[/] the run is not finished: repeat the command when it is")
+    console.print(f"{summary['n_records']:,} neurons of run {summary['run_id']} in {escape(summary['folder'])}")
+
+
 def _print_problems(console: Console, problems: list[str]) -> None:
     for problem in problems:
         console.print(f"[bold red]in the way[/] {escape(problem)}")

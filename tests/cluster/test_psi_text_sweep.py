@@ -112,6 +112,28 @@ def test_every_neuron_has_a_row_and_every_snippet_its_text(swept: tuple[Path, di
     assert embeddings["geometry"].null_count == 0
 
 
+def test_its_export_has_every_prototype_with_the_activation_at_its_peak(
+    swept: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    result = command("export", swept[0], "--format", "neuron-records", "--to", tmp_path / "to", "--json")
+    assert result.exit_code == 0, result.output
+    assert printed_json(result)["n_records"] == 2 * INNER == len(list((tmp_path / "to").glob("neurons/*/*.json")))
+    data = polyray.open(swept[0])
+    examples = data["examples"].to_table().to_pylist()
+    activation = {(r["layer"], r["neuron"], r["patch_id"]): r["activation"] for r in examples}
+    expected: dict[tuple[str, int], list[tuple[float, str]]] = {}
+    for r in data["clusters"].to_table().to_pylist():
+        for patch, snippet in zip(r["prototypes"], r["snippets"], strict=True):
+            found = activation[r["layer"], r["neuron"], patch]
+            expected.setdefault((r["layer"], r["neuron"]), []).append((found, snippet))
+    for (layer, neuron), passages in expected.items():
+        path = tmp_path / "to" / "neurons" / layer.removeprefix("h.") / f"{neuron}.json"
+        records = json.loads(path.read_text())["most_positive_activation_records"]
+        listed = [(r["activations"][0], r["tokens"][0]) for r in records]
+        assert sorted(listed) == sorted(passages)
+        assert [a for a, _ in listed] == sorted((a for a, _ in listed), reverse=True)
+
+
 def test_status_verify_plan_and_sensitivity_know_the_sweep(swept: tuple[Path, dict[str, Any]], folder: Path) -> None:
     out, _ = swept
     status = printed_json(command("status", out, "--json"))

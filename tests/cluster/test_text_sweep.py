@@ -283,8 +283,14 @@ def test_published_files_take_the_place_of_mining(
 ) -> None:
     """Those of another sweep give its results; neurons without one say so, and the others are as they were."""
     publish(census[0], tmp_path / "files")
+    exported = command("export", census[0], "--format", "neuron-records", "--to", tmp_path / "exported", "--json")
+    tables = tmp_path / "exported" / "related-tokens" / "activation-based"
+    assert printed_json(exported)["n_token_tables"] == N_LAYERS * N_NEURONS == len(list(tables.glob("*/*.json")))
+    for path in tables.glob("*/*.json"):
+        by_hand = json.loads((tmp_path / "files" / path.relative_to(tables)).read_text())
+        assert json.loads(path.read_text()) == {"dataclass_name": "TokenLookupTableSummaryOfNeuron"} | by_hand
     config = raw(language)
-    config["science"]["core"]["published"] = str(tmp_path / "files")
+    config["science"]["core"]["published"] = str(tables)
     planned = printed_json(command("plan", write_config(tmp_path / "c.yaml", config), "--json"))
     assert planned["feasible"]
     assert "mine" not in planned["units"]
@@ -295,6 +301,7 @@ def test_published_files_take_the_place_of_mining(
     assert set(there) - set(here) == {"token_stats"}
     assert {t for t in here if here[t] != there[t]} == {"core_tokens"}, "n_tied_at_cut is not published"
 
+    config["science"]["core"]["published"] = str(tmp_path / "files")
     (tmp_path / "files" / "2" / "5.json").unlink()
     (tmp_path / "files" / "2" / "6.json").write_text("{")
     strange = {"tokens": ["not a word"], "average_activations": [1.0]}
