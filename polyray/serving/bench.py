@@ -6,13 +6,16 @@ into the host's box, with the parts of it that make the pictures and ask the net
 the table `swaps` wherever that has the same swap.
 """
 
+import io
 import math
 from collections.abc import Mapping
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from polyray.config import Config, parse_any
 from polyray.errors import ConfigError, DataError, ModelError
@@ -21,7 +24,6 @@ from polyray.models.vision import Subject, load_subject
 from polyray.overlay import base_of, opened
 from polyray.probes.images import open_probe, pixel_hash, view
 from polyray.psi import hosts, mine, plant, swap
-from polyray.psi.thumbnails import jpeg
 from polyray.psi_text_config import PsiTextConfig
 from polyray.settings import SwapConfig
 from polyray.store import Store
@@ -30,6 +32,8 @@ from polyray.view.trying import Answer, Place, Question, Seen
 
 Picture = NDArray[np.uint8]
 
+_QUALITY = 92
+"""Of pictures in which an edge may be what matters."""
 PATCH_PX = 96
 """Longest side at which a patch is shown by itself."""
 
@@ -60,10 +64,8 @@ class Bench:
             here = here.model_copy(update={"device": "cpu"})
             self.notes.append("the run was made on a GPU, this is a CPU: the last digits may differ")
         torch.use_deterministic_algorithms(here.device == "cuda", warn_only=True)
-        if (made := store.run["provenance"].get("torch")) != torch.__version__:
-            self.notes.append(
-                f"the run was made with torch {made}, this is {torch.__version__}: the last digits may differ"
-            )
+        if (made := store.run["provenance"].get("torch")) != (found := version("torch")):
+            self.notes.append(f"the run was made with torch {made}, this is {found}: the last digits may differ")
         self._subject = _checked(load_subject(self._science.subject, here, self._science.plant), store.run)
         self._infos = {info.name: info for info in self._subject.readouts.layers(self._subject.selection)}
         table = store.read("images")
@@ -156,7 +158,7 @@ class Bench:
             of, at = (np.full(len(batch), x, dtype=np.int64) for x in (neuron, position))
             answers = self._subject.responses_at(np.stack(batch), layer, of, at)
             for picture, response, peak in zip(batch, *(x.tolist() for x in answers), strict=True):
-                found.append(Seen(_finite(response), _finite(peak), jpeg(picture)))
+                found.append(Seen(_finite(response), _finite(peak), _jpeg(picture)))
         return found
 
 
@@ -195,7 +197,7 @@ def _shown_patch(donor: Picture, box: list[int]) -> bytes:
     patch = donor[y0:y1, x0:x1]
     larger = PATCH_PX / max(patch.shape[:2])
     height, width = (max(1, round(n * larger)) for n in patch.shape[:2])
-    return jpeg(scaled(torch.from_numpy(np.ascontiguousarray(patch)), height, width).numpy())
+    return _jpeg(scaled(torch.from_numpy(np.ascontiguousarray(patch)), height, width).numpy())
 
 
 def _four(box: list[int]) -> tuple[int, int, int, int]:
@@ -205,3 +207,9 @@ def _four(box: list[int]) -> tuple[int, int, int, int]:
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
+
+
+def _jpeg(picture: Picture) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(picture).save(out, format="JPEG", quality=_QUALITY, subsampling=0)
+    return out.getvalue()

@@ -34,6 +34,8 @@ TIMEOUT_S = 60.0
 """What an answer may take, waiting for others included."""
 WAITING = 4
 """Questions that may wait for each replica; more are told to come again."""
+MOST = 24
+"""Questions at once, however many replicas there are: each holds one of the 40 threads that answer requests."""
 _LOOK_S = 2.0
 """What a page waits to learn whether the network is there."""
 _KNOWN_S = 60.0
@@ -111,7 +113,7 @@ class Asker:
         try:
             self._known = (time.monotonic(), self._call(self._handle.refusal, (), _LOOK_S))
         except TryAgainError:
-            return None  # it is busy, or not there yet: whoever asks will see
+            self._known = (time.monotonic(), None)  # it is busy, or not there yet: whoever asks will see
         return self._known[1]
 
     def ask(self, question: Question) -> Answer:
@@ -169,7 +171,7 @@ class Front:
         except DataError as e:
             log.warning("probe images are not shown: %s", e)
             pictures = None
-        asker = Asker(self._model, at_once=s.replicas * (1 + WAITING))
+        asker = Asker(self._model, at_once=min(MOST, s.replicas * (1 + WAITING)))
         app = application(catalog, hosts=s.hosts, pictures=pictures, trier=asker)
         if s.credentials is not None:
             app.add_middleware(Gate, credentials=s.credentials)
