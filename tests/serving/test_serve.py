@@ -181,23 +181,20 @@ def test_from_a_neuron_to_an_answer_by_keyboard(service: Service, swapped: list[
 
 
 def test_a_replica_that_dies_is_replaced(service: Service, swapped: list[Row]) -> None:
-    """Frozen while it has questions before it, so that one is lost with it; what Serve had not handed over waits."""
-    for _ in range(3):
-        before = service.processes("ServeReplica:polyray:model")
-        found = asked_while_it_dies(service, before[0], address(swapped[0]))
-        assert {a.status for a in found} <= {200, 503}
-        lost = [a for a in found if a.status == 503]
-        assert all("Try again" in a.text for a in lost)
-        assert service.viewer.get("/neurons").status == 200
-        give_up_s = time.monotonic() + 240
-        while (answer := service.viewer.get(address(swapped[0]))).status != 200 and time.monotonic() < give_up_s:
-            assert answer.status == 503
-            time.sleep(1.0)
-        assert figures(answer.text)[6] == shown(swapped[0]["response"])
-        assert service.processes("ServeReplica:polyray:model") != before
-        if any("another one is being started" in a.text for a in lost):
-            return
-    pytest.fail("no question was ever lost")
+    """Whatever was asked meanwhile is answered or may be asked again, by the page's own word."""
+    before = service.processes("ServeReplica:polyray:model")
+    found = asked_while_it_dies(service, before[0], address(swapped[0]))
+    assert {a.status for a in found} <= {200, 503}
+    assert all("Try again" in a.text for a in found if a.status == 503)
+    assert service.viewer.get("/neurons").status == 200
+    give_up_s = time.monotonic() + 240
+    while (answer := service.viewer.get(address(swapped[0]))).status != 200 and time.monotonic() < give_up_s:
+        assert answer.status == 503
+        time.sleep(1.0)
+    assert figures(answer.text)[6] == shown(swapped[0]["response"])
+    after = service.processes("ServeReplica:polyray:model")
+    assert after
+    assert before[0] not in after
 
 
 def asked_while_it_dies(service: Service, pid: int, path: str) -> list[Answer]:
