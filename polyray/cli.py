@@ -531,6 +531,54 @@ def _view(out: str, port: int, probe: bool, browser: bool) -> int:
 
 
 @app.command()
+def serve(
+    out: OutPath,
+    host: Annotated[str, typer.Option(help="Address that is listened on; beyond loopback a token is needed.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 for any free one.")] = 7871,
+    address: Address = None,
+    probe: Annotated[
+        str | None, typer.Option(metavar="PATH", help="Where the probe set lies, if not where the run's config says.")
+    ] = None,
+    replicas: Annotated[int, typer.Option(min=1, max=1000, help="Processes that hold the network.")] = 1,
+    token_file: Annotated[
+        Path | None, typer.Option(help="File with the token, readable by its owner alone; else POLYRAY_VIEW_TOKEN.")
+    ] = None,
+) -> None:
+    """Serve a dataset to a group by Ray Serve, with its network at hand to try swaps, until Ctrl-C."""
+    stop = Stop()
+    with stop.listening():
+        _guarded(lambda: _serve(out, host, port, address, probe, replicas, token_file), as_json=False)
+
+
+def _serve(
+    out: str, host: str, port: int, address: str | None, probe: str | None, replicas: int, token_file: Path | None
+) -> int:
+    from polyray.serving import gate, start
+
+    console = _console()
+    token = gate.token_of(os.environ, token_file, is_needed=not gate.is_loopback(host))
+    if token is not None and token.is_new:
+        console.print(f"token, shown this once: {token.text}", markup=False)
+    address = address or os.environ.get("RAY_ADDRESS") or None
+    try:
+        start.serve_dataset(
+            out,
+            host,
+            port,
+            address,
+            probe,
+            replicas,
+            token,
+            lambda at: console.print(f"serving {escape(out)} at {at} (Ctrl-C ends)"),
+        )
+    except KeyboardInterrupt:
+        console.print("ended")
+    return OK
+
+
+@app.command()
 def doctor(as_json: Json = False) -> None:
     """Say what this machine has: versions, devices, Ray, which weights and probe sets are reachable."""
     _guarded(lambda: _doctor(as_json), as_json)

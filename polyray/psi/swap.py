@@ -164,7 +164,7 @@ def swap(
         where = places(examples, n.peaks, cast, layer, at, science, n.neuron, kind)
         shots += _shots(n._replace(examples=examples), cast, where, at, views, science, kind, fill, unread)
     _respond(subject, layer["layer"], shots)
-    sd = {n.neuron: _spread_of(n.examples.activation) for n in neurons if kind == "real"}
+    sd = {n.neuron: spread_of(n.examples.activation) for n in neurons if kind == "real"}
     _effects([s.row for s in shots], sd)
     rows = {c: [s.row.get(c) for s in shots] for c in schema.TABLES["swaps"].schema.names}
     failed: list[Failure] = [(None, "image", example, reason) for example, reason in sorted(unread.items())]
@@ -297,7 +297,7 @@ def _respond(subject: Subject, layer: str, shots: Sequence[_Shot]) -> None:
                 row |= {"status": "failed", "reason": "the response is not finite"}
 
 
-def _spread_of(activation: NDArray[np.float64]) -> float | None:
+def spread_of(activation: NDArray[np.float64]) -> float | None:
     """Standard deviation of top responses; None where they agree but for float32's rounding."""
     if not len(activation):
         return None

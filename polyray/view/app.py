@@ -21,7 +21,7 @@ from starlette.routing import Route
 from polyray.errors import PolyrayError, nearest
 from polyray.report.catalog import Catalog
 from polyray.report.summary import AUROC_AGAINST
-from polyray.view import asked, export, language, layers, neuron, neurons, words
+from polyray.view import asked, export, language, layers, neuron, neurons, trying, words
 from polyray.view.asked import PAGE_SIZES, Asked, RefusedError
 from polyray.view.columns import STATUSES
 from polyray.view.guard import HEADERS, Guard
@@ -43,7 +43,11 @@ class MissingError(PolyrayError):
 
 
 def application(
-    catalog: Catalog, *, hosts: Collection[str] | None = None, pictures: "Pictures | None" = None
+    catalog: Catalog,
+    *,
+    hosts: Collection[str] | None = None,
+    pictures: "Pictures | None" = None,
+    trier: trying.Trying | None = None,
 ) -> Starlette:
     """The viewer of a dataset as an ASGI application.
 
@@ -52,11 +56,12 @@ def application(
         hosts: Host headers that are answered, such as `127.0.0.1:7870`; None: any, where something in front of the
             application decides that.
         pictures: probe images, where they may be shown.
+        trier: who tries swaps, in service mode; the pages say nothing of it where there is nobody.
 
     Returns:
         An application with nothing in common with any other one. It may be mounted below a path.
     """
-    pages = Pages(Site(catalog, pictures))
+    pages = Pages(Site(catalog, pictures), trier)
     routes = [
         Route("/", pages.map),
         Route("/neurons", pages.table),
@@ -68,6 +73,7 @@ def application(
         Route("/thumbnail", pages.thumbnail),
         Route("/image", pages.image),
         Route("/static/{name}", pages.static),
+        *([] if trier is None else [Route("/swap", pages.swap)]),
     ]
     on_error: dict[Any, Callable[[Request, Exception], Response]] = {
         RefusedError: pages.refused,
@@ -84,10 +90,11 @@ class Pages:
 
     Args:
         site: the dataset.
+        trier: who tries swaps, if anybody.
     """
 
-    def __init__(self, site: Site) -> None:
-        self._site = site
+    def __init__(self, site: Site, trier: trying.Trying | None = None) -> None:
+        self._site, self._trier = site, trier
         self._templates = Environment(
             loader=PackageLoader("polyray.view"),
             autoescape=True,
@@ -162,7 +169,41 @@ class Pages:
             beside=[None, None] if row is None else neurons.beside(index, row),
             neighbours=[] if row is None else neurons.neighbours(index, row, preset),
             pictures=self._site.pictures,
+            offered=self._offered(index, found),
         )
+
+    def swap(self, request: Request) -> Response:
+        """A swap that somebody thought of, and what the neuron says of it now."""
+        index = self._site.index()
+        layer, number = self._place(request, index, ("layer", "neuron", "patch", "example", "other"))
+        found = (
+            None
+            if self._trier is None or index.is_categorical
+            else neuron.neuron(self._site.catalog, index, layer, number)
+        )
+        if self._trier is None or found is None:
+            raise MissingError(self._absent(index, layer, number))
+        chosen, tried = trying.tried(self._site.catalog, self._trier, layer, number, request.query_params)
+        return self._page(
+            request,
+            index,
+            "swap.html",
+            tried.status,
+            asked=Asked(),
+            preset="",
+            found=found,
+            pictures=self._site.pictures,
+            offered=self._offered(index, found),
+            chosen=chosen,
+            tried=tried,
+        )
+
+    def _offered(self, index: Index, found: dict[str, Any]) -> dict[str, Any] | None:
+        if self._trier is None:
+            return None
+        if index.is_categorical:
+            return {"why_not": trying.NO_IMAGES}
+        return trying.choices(self._site.catalog, self._trier, found)
 
     def search(self, request: Request) -> Response:
         """Neurons by concept."""

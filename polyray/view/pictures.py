@@ -10,7 +10,7 @@ import threading
 
 from PIL import Image
 
-from polyray.config import parse_config
+from polyray.config import ProbeConfig, parse_config
 from polyray.errors import ConfigError, DataError
 from polyray.probes.images import ProbeSet, open_probe, view
 from polyray.report.catalog import Catalog
@@ -23,12 +23,13 @@ class Pictures:
 
     Args:
         catalog: the run.
+        path: where the probe set lies, if not where the config says.
 
     Raises:
         DataError: the sweep has no images, or the probe set is not where the config says, or another one.
     """
 
-    def __init__(self, catalog: Catalog) -> None:
+    def __init__(self, catalog: Catalog, path: str | None = None) -> None:
         raw = catalog.dataset.run["config"]
         if raw["science"].get("method", "psi") != "psi":
             raise DataError("only sweeps over images have probe images to be shown; leave --probe away.")
@@ -38,7 +39,7 @@ class Pictures:
             raise DataError(f"the run's config is none that this version knows: {e}") from e
         self._subject = config.science.subject
         self.side_px: int = self._subject.input_px
-        self._set: ProbeSet = open_probe(config.science.probe)
+        self._set: ProbeSet = open_probe(probe_of(config.science.probe, path))
         expected = catalog.dataset.run["provenance"].get("n_images")
         if expected is not None and expected != len(self._set):
             raise DataError(
@@ -70,3 +71,16 @@ class Pictures:
         seen = view(pixels, self._subject.input_px, self._subject.resize)
         Image.fromarray(seen).save(out, format="JPEG", quality=_QUALITY)
         return out.getvalue()
+
+
+def probe_of(config: ProbeConfig, path: str | None) -> ProbeConfig:
+    """A probe set's config with another place for it.
+
+    Raises:
+        DataError: the set is drawn, and lies nowhere.
+    """
+    if path is None:
+        return config
+    if "path" not in type(config).model_fields:
+        raise DataError(f"a probe set of kind {config.kind!r} lies nowhere: leave the path away.")
+    return config.model_copy(update={"path": path})

@@ -20,8 +20,11 @@ from polyray.dataset import Dataset
 from polyray.errors import ConfigError
 from polyray.overlay import opened
 from polyray.report import planted
+from polyray.report.catalog import Catalog
 from polyray.schema import PLANTED_KINDS
+from polyray.serving.bench import Bench
 from polyray.store import Store
+from polyray.view.trying import question
 
 PER_KIND = 4
 LAYER = "planted.blocks.6"
@@ -127,3 +130,12 @@ def test_a_k_of_which_no_neuron_could_be_pure_is_refused(swept: Dataset, tmp_pat
     raw["science"]["mine"] |= {"K_keep": 20, "K": 13}
     with pytest.raises(ConfigError, match="K 13 is more than half of the 24 images"):
         resolve(load_config(write_config(tmp_path / "planted.yaml", raw)), str(tmp_path / "out"))
+
+
+def test_a_swap_that_is_tried_sees_the_planted_neurons(swept: Dataset) -> None:
+    bench, catalog = Bench(str(swept.path)), Catalog(swept.path)
+    rows = [e for e in swept["examples"].to_table().to_pylist() if e["cluster"] is not None]
+    for e in rows[:: len(rows) // 5]:
+        asked, problems = question(catalog, LAYER, e["neuron"], e["patch_id"], e["example"])
+        assert asked is not None, problems
+        assert bench.answer(asked).before.response == pytest.approx(e["activation"], rel=1e-6)
