@@ -40,7 +40,10 @@ def test_the_wall_can_be_seen_to_break() -> None:
     assert printed(IMPORT_ALL, "polyray.cluster.actors").split() == ["polyray.cluster.actors", "0", "True"]
 
 
-@pytest.mark.parametrize("module", ["polyray", "polyray.cli", "polyray.cluster.progress", "polyray.report.summary"])
+@pytest.mark.parametrize(
+    "module",
+    ["polyray", "polyray.cli", "polyray.cluster.progress", "polyray.report.summary", "polyray.export.neuron_records"],
+)
 def test_reading_a_dataset_needs_neither_torch_nor_ray(module: str) -> None:
     heavy = printed(f"import sys, {module}; print(sorted({{'torch', 'ray', 'transformers'}} & sys.modules.keys()))")
     assert heavy.strip() == "[]"

@@ -12,8 +12,8 @@ from polyray.probes.tokens import Tokenizer, _byte_of_letter
 
 PIECES = [
     " cat", "\n\n", "\t", "\r", "\x00", "\x07", "\x1b[0m", "\x7f", "\x85", "\xa0", "\u2028", "\u2029", "\u202e",
-    "\u200b", "שלום", "語", "é", "😀", "\\", "\\\\", "\\n", "\\xe2", "\\u2028", '"', "'", "</script>", "«», {}", NO_TEXT,
-    NO_TEXT + "\\xe2",
+    "\u200b", "שלום", "語", "é", "😀", "\\", "\\\\", "\\n", "\\xe2", "\\u2028", '"', "'", "</script>", "«», {}",
+    NO_TEXT, NO_TEXT + "\\xe2",
 ]  # fmt: skip
 
 
