@@ -1,7 +1,7 @@
 """Neuron records: what the files say is what the tables say, and nothing else; a folder of others is left alone."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +63,15 @@ def categorical(out: Path, tokenizer: Tokenizer, layers: tuple[int, ...] = (0, 1
     return made(out, "categorical", {"h.0": N_NEURONS, "h.10": N_NEURONS}, units, finish)
 
 
-def psi_text(out: Path, snippets: list[list[str | None]] | None, status: str = "ok", finish: bool = True) -> Path:
+def psi_text(
+    out: Path, snippets: Sequence[Sequence[str | None]] | None, status: str = "ok", finish: bool = True
+) -> Path:
     """Neuron 0 was clustered in two, neuron 1 is excluded, neuron 2 was mined and waits, 3 has a cluster of its own."""
     example = [[10, 11, 12, 13], [], [20], [30, 31]]
     response = [[5.0, 4.5, 4.25, -1.5], [], [1.0], [2.0, float("nan")]]
     mined = {
         "neuron": range(4),
-        "status": [status, "excluded", "ok", "ok"],
+        "status": ["ok", "excluded", "ok", "ok"],
         "reason": [None, "0 examples, at least 20 are needed", None, None],
         "n_tied_at_cut": [1] * 4,
         "example": example,
@@ -88,7 +90,7 @@ def psi_text(out: Path, snippets: list[list[str | None]] | None, status: str = "
         "neuron": [0, 0, 3], "cluster": [0, 1, 0], "size": [2, 2, 2], "name": ["x"] * 3, "name_score": [0.5] * 3,
         "names": [["x"]] * 3, "label": ["a"] * 3, "label_frac": [1.0] * 3,
         "prototypes": [[1200, 1000], [1300, 1100], [3000, 3100]], "thumbnails": [None] * 3,
-        "snippets": snippets or [None] * 3,
+        "snippets": [None] * 3 if snippets is None else snippets,
     }  # fmt: skip
     scores: dict[str, Any] = {
         "kind": ["real", "real", "rotation"], "neuron": [0, 3, 2], "status": ["ok"] * 3, "reason": [None] * 3,
@@ -123,7 +125,7 @@ def held(to: Path) -> dict[str, Any]:
     return {str(p.relative_to(to)): json.loads(p.read_bytes(), parse_constant=never) for p in to.glob("*/**/*.json")}
 
 
-EMPTY = {
+EMPTY: dict[str, Any] = {
     "dataclass_name": "NeuronRecord",
     "random_sample": [],
     "random_sample_by_quantile": [[], [], [], []],
@@ -182,7 +184,7 @@ def test_published_core_tokens_are_the_runs_own(tmp_path: Path, tokenizer: Token
 
 
 def test_a_document_export_has_the_prototypes_that_have_a_text(tmp_path: Path) -> None:
-    snippets = [[HOSTILE[0], HOSTILE[1]], [None, HOSTILE[2]], [HOSTILE[3], HOSTILE[4]]]
+    snippets: list[list[str | None]] = [[HOSTILE[0], HOSTILE[1]], [None, HOSTILE[2]], [HOSTILE[3], HOSTILE[4]]]
     to = tmp_path / "to"
     summary = exported(psi_text(tmp_path / "out", snippets, finish=False), to)
 
