@@ -47,8 +47,14 @@ def test_a_driver_needs_no_torch() -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["polyray", "polyray.cli", "polyray.cluster.progress", "polyray.report.summary", "polyray.view.serve", "polyray.export.neuron_records"],
-)
+    [
+        "polyray",
+        "polyray.cli",
+        "polyray.cluster.progress",
+        "polyray.report.summary",
+        "polyray.view.serve",
+        "polyray.export.neuron_records",
+    ],
 )
 def test_reading_a_dataset_needs_neither_torch_nor_ray(module: str) -> None:
     heavy = printed(f"import sys, {module}; print(sorted({{'torch', 'ray', 'transformers'}} & sys.modules.keys()))")

@@ -91,8 +91,10 @@ def serve_dataset(
         except (RayServeException, TimeoutError, RuntimeError) as e:
             raise ConfigError(f"it cannot be served at {host}:{port}: {e}") from e
         finally:
-            with suppress(RayServeException, ray.exceptions.RayError):
-                serve.shutdown()
+            # A Ray of its own ends with all that runs on it.
+            if address is not None:
+                with suppress(RayServeException, ray.exceptions.RayError):
+                    serve.shutdown()
 
 
 def free_port(host: str, port: int) -> int:
