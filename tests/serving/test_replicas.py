@@ -12,6 +12,9 @@ import pytest
 from ray import serve
 from ray.serve.config import ProxyLocation
 
+from polyray.config import PoolConfig
+from polyray.errors import ConfigError
+from polyray.serving import start
 from polyray.serving.deployment import Asker
 from polyray.view.trying import TryAgainError
 
@@ -69,3 +72,13 @@ def test_no_question_waits_for_ever(handle: Any, tmp_path: Path) -> None:
     started_s = time.monotonic()
     assert "no answer within 2 s" in asked(asker, path)
     assert time.monotonic() - started_s < 60
+
+
+def test_a_serve_that_somebody_else_runs_is_left_alone(handle: Any) -> None:
+    with pytest.raises(ConfigError, match="served on this Ray cluster already"):
+        start._refuse_another()
+
+
+def test_replicas_that_do_not_fit_are_refused_at_once(ray_here: None) -> None:
+    with pytest.raises(ConfigError, match="10000 replica.* do not fit"):
+        start._fitting(PoolConfig(), 10000)
