@@ -80,5 +80,5 @@ def test_a_serve_that_somebody_else_runs_is_left_alone(handle: Any) -> None:
 
 
 def test_replicas_that_do_not_fit_are_refused_at_once(ray_here: None) -> None:
-    with pytest.raises(ConfigError, match="10000 replica.* do not fit"):
+    with pytest.raises(ConfigError, match=r"10000 replica.* do not fit"):
         start._fitting(PoolConfig(), 10000)
