@@ -24,7 +24,7 @@ from polyray import files, logs, printed
 from polyray.bars import Bars, duration
 from polyray.cluster.interrupt import Stop
 from polyray.config import AnyConfig, Config, load_config
-from polyray.errors import ConfigError, DataError, ModelError, PolyrayError, StageError, StoreError
+from polyray.errors import ConfigError, DataError, ModelError, PolyrayError, StoreError
 from polyray.psi_text_config import PsiTextConfig
 from polyray.text_config import TextConfig
 
@@ -140,14 +140,13 @@ def _run(config: AnyConfig, out: str, log_json: str | None, stop: Stop, as_json:
     )
     for note in resolved.notes:
         console.print(f"[bold yellow]note[/] {escape(note)}")
-    with logs.to_machines(log_json), service.cluster(config.execution), Bars(console) as bars:
-        try:
+    bars = Bars(console)
+    try:
+        with logs.to_machines(log_json), service.cluster(config.execution), bars:
             outcome = service.run(resolved, bars.show, bars.say, stop)
-        except StoreError as e:
-            # Before the first unit a store that refuses has written nothing; after it, the run can be resumed.
-            _leave(e, INCOMPLETE if bars.shown else REFUSED, as_json)
-        except StageError as e:
-            _leave(e, INCOMPLETE, as_json)
+    except StoreError as e:
+        # Before the first unit a store that refuses has written nothing; after it, the run can be resumed.
+        _leave(e, INCOMPLETE if bars.shown else REFUSED, as_json)
     dataset = open_dataset(out)
     told = _told_of_text(dataset) if isinstance(config, TextConfig) else _told_of_psi(dataset, config)
     seconds = time.monotonic() - started_s
@@ -387,11 +386,12 @@ def _sensitivity(
     for note in asked.notes:
         console.print(f"[bold yellow]note[/] {escape(note)}")
     if asked.remaining:
-        with logs.to_machines(log_json), service.cluster(asked.execution), Bars(console) as bars:
-            try:
+        bars = Bars(console)
+        try:
+            with logs.to_machines(log_json), service.cluster(asked.execution), bars:
                 service.vary(asked, bars.show, bars.say, stop)
-            except StoreError as e:
-                _leave(e, INCOMPLETE if bars.shown else REFUSED, as_json)
+        except StoreError as e:
+            _leave(e, INCOMPLETE if bars.shown else REFUSED, as_json)
     if not asked.base.is_finished:  # a comparison was cut short after it was committed
         with asked.base.acquire():
             asked.base.finish()

@@ -185,6 +185,10 @@ class Command:
     def stderr(self) -> str:
         return self._stderr.read_text()
 
+    def processes(self, title: str) -> list[int]:
+        """Processes that it started whose command line holds a text."""
+        return [pid for pid in descendants(self.process.pid) if title in command_line(pid)]
+
     def wait_until(self, happened: Callable[[], bool], limit_s: float = 400) -> None:
         """Waits for something to happen while the command runs."""
         started_s = time.monotonic()
@@ -213,6 +217,14 @@ class Command:
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
             raise
+
+
+def command_line(pid: int) -> str:
+    """Of a process; empty once it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except OSError:
+        return ""
 
 
 def descendants(pid: int) -> list[int]:

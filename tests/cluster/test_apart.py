@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from sweeps import Command, descendants, tiny, write_config
+from sweeps import Command, command_line, descendants, tiny, write_config
 
 from polyray.cluster import apart
 from polyray.cluster.resolve import Resolved
@@ -40,7 +40,7 @@ def test_one_that_is_killed_is_told(tiny_yaml: Path) -> None:
     me, known = os.getpid(), set(descendants(os.getpid()))
 
     def kill() -> None:
-        while not (new := [pid for pid in descendants(me) if pid not in known and b"spawn_main" in cmdline(pid)]):
+        while not (new := [pid for pid in descendants(me) if pid not in known and "spawn_main" in command_line(pid)]):
             time.sleep(0.01)
         os.kill(new[0], signal.SIGKILL)
 
@@ -51,17 +51,10 @@ def test_one_that_is_killed_is_told(tiny_yaml: Path) -> None:
     killer.join()
 
 
-def cmdline(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return b""
-
-
 def test_an_interrupt_ends_it_as_well(tmp_path: Path) -> None:
     run = Command(tmp_path, "run", write_config(tmp_path / "c.yaml", tiny(tmp_path)), "--out", tmp_path / "out")
-    run.wait_until(lambda: any(b"spawn_main" in cmdline(pid) for pid in descendants(run.process.pid)))
-    (child,) = [pid for pid in descendants(run.process.pid) if b"spawn_main" in cmdline(pid)]
+    run.wait_until(lambda: bool(run.processes("spawn_main")))
+    (child,) = run.processes("spawn_main")
     os.kill(run.process.pid, signal.SIGTERM)
     assert run.wait() == 130, run.stderr
     assert not Path(f"/proc/{child}").exists()

@@ -1,6 +1,7 @@
 """A whole sweep whose OUT is a bucket: the workers write there, and what it holds is what a folder would."""
 
 import json
+import os
 import signal
 from pathlib import Path
 
@@ -20,7 +21,7 @@ def n_committed(out: str) -> int:
 def test_a_sweep_into_a_bucket_survives_its_driver(
     out: str, tiny_yaml: Path, finished: Finished, tmp_path: Path
 ) -> None:
-    """The driver and all its workers are killed half-way; the same command then ends the sweep."""
+    """The driver and all its workers are killed half-way; the same command then ends the sweep, and loses a worker."""
     run = ("run", tiny_yaml, "--out", out, "--json")
     first = Command(tmp_path / "first", *run)
     first.wait_until(lambda: n_committed(out) >= 12)
@@ -29,7 +30,10 @@ def test_a_sweep_into_a_bucket_survives_its_driver(
     assert not Store(out).is_finished
 
     second = Command(tmp_path / "second", *run)
+    second.wait_until(lambda: bool(second.processes("WorkerActor")) and n_committed(out) > len(done))
+    os.kill(second.processes("WorkerActor")[0], signal.SIGKILL)
     assert second.wait() == 0, second.stderr
+    assert "A worker died" in second.stderr  # Ray prints it, and would do so among the results
     assert done <= set(Store(out).committed())
     assert Store(out).digests() == digests(finished.out)
     told = json.loads(second.stdout)

@@ -17,7 +17,7 @@ from urllib.parse import urlencode
 import grpc
 import pytest
 from browser import Visits, grave_violations
-from sweeps import Command, Finished, command, descendants
+from sweeps import Command, Finished, command, command_line, descendants
 from viewing import Answer, Viewer
 
 import polyray
@@ -36,19 +36,8 @@ class Service:
         assert found is not None, self.command.stdout
         self.host, self.viewer = found[1], Viewer(int(found[2]))
 
-    def processes(self, title: str) -> list[int]:
-        """Processes that it started whose command line holds a text."""
-        return [pid for pid in descendants(self.command.process.pid) if title in command_line(pid)]
-
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
         return self.command.send(number)
-
-
-def command_line(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-    except OSError:
-        return ""
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +89,7 @@ def test_it_listens_on_this_machine_alone(service: Service) -> None:
 def test_what_replicas_listen_on_takes_no_commands_from_strangers(service: Service) -> None:
     """Serve's replicas unpickle what reaches their own port: only Ray's token may open it."""
     codes = set()
-    for pid in service.processes("ServeReplica"):
+    for pid in service.command.processes("ServeReplica"):
         for port in listening_ports(pid):
             with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
                 call = channel.unary_unary("/ray.serve.ASGIService/HandleRequest")
@@ -182,7 +171,7 @@ def test_from_a_neuron_to_an_answer_by_keyboard(service: Service, swapped: list[
 
 def test_a_replica_that_dies_is_replaced(service: Service, swapped: list[Row]) -> None:
     """Whatever was asked meanwhile is answered or may be asked again, by the page's own word."""
-    before = service.processes("ServeReplica:polyray:model")
+    before = service.command.processes("ServeReplica:polyray:model")
     found = asked_while_it_dies(service, before[0], address(swapped[0]))
     assert {a.status for a in found} <= {200, 503}
     assert all("Try again" in a.text for a in found if a.status == 503)
@@ -192,7 +181,7 @@ def test_a_replica_that_dies_is_replaced(service: Service, swapped: list[Row]) -
         assert answer.status == 503
         time.sleep(1.0)
     assert figures(answer.text)[6] == shown(swapped[0]["response"])
-    after = service.processes("ServeReplica:polyray:model")
+    after = service.command.processes("ServeReplica:polyray:model")
     assert after
     assert before[0] not in after
 
