@@ -48,7 +48,27 @@ def put(place: files.Place, run: dict[str, Any]) -> None:
 
 
 def load(place: files.Place) -> dict[str, Any]:
-    """What run.json holds; `StoreError` where there is none or it is damaged."""
+    """What run.json holds; `StoreError` where there is none, it is damaged, or its tables are newer than `VERSION`."""
+    run = _read(place)
+    made_with = run.get("schema_version")
+    if not isinstance(made_with, int) or made_with > VERSION:
+        raise StoreError(
+            f"{place.at('')!r} was made with version {made_with} of the tables, and this polyray knows none after "
+            f"{VERSION}. Use the polyray that made it, or a later one."
+        )
+    return run
+
+
+def require_this_version(out: object, run: dict[str, Any]) -> None:
+    """Refuses a run with older tables, where it is not enough to show what they hold."""
+    if (made_with := run["schema_version"]) != VERSION:
+        raise StoreError(
+            f"{str(out)!r} was made with version {made_with} of the tables, this polyray works with version {VERSION}: "
+            "use the polyray that made it, or run the sweep again, into another OUT."
+        )
+
+
+def _read(place: files.Place) -> dict[str, Any]:
     at = place.at(RUN)
     try:
         run = json.loads(place.read(RUN))
@@ -61,7 +81,7 @@ def load(place: files.Place) -> dict[str, Any]:
         raise StoreError(f"{at!r} is damaged ({e}). Restore it, or choose a new OUT.") from e
     if not whole:
         raise StoreError(f"{at!r} was edited: its run_id is not that of its identity. Restore it.")
-    return run
+    return dict(run)
 
 
 def settle_gpu(place: files.Place, model: str) -> str:
@@ -71,9 +91,9 @@ def settle_gpu(place: files.Place, model: str) -> str:
         return str(json.loads(place.read(GPU))["gpu"])
 
 
-def refuse_another(out: str, held: dict[str, Any], wanted: dict[str, Any]) -> None:
+def refuse_another(place: files.Place, wanted: dict[str, Any]) -> None:
     """Refuses to go on with another run than the one that OUT holds, naming every difference."""
-    wanted = json.loads(json.dumps(wanted))
+    out, held, wanted = place.at(""), _read(place), json.loads(json.dumps(wanted))
     if held["run_id"] != wanted["run_id"]:
         raise StoreError(
             f"{out!r} holds another run; choose another OUT, or the config it was made with:\n"

@@ -86,7 +86,7 @@ class Store:
 
     @property
     def run(self) -> dict[str, Any]:
-        """What run.json holds; `StoreError` where there is none or it is damaged."""
+        """What run.json holds; `StoreError` where there is none, it is damaged, or its tables are newer."""
         if self._run is None:
             self._run = run_file.load(self.place)
         return self._run
@@ -126,7 +126,7 @@ class Store:
         run = run_file.described(identity, provenance, config)
         run_file.put(self.place, run)
         self._run = self._of_run = None
-        run_file.refuse_another(self.place.at(""), self.run, run)
+        run_file.refuse_another(self.place, run)
         return self.run_id
 
     def acquire(self) -> Lease:

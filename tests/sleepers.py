@@ -212,9 +212,12 @@ def main() -> None:
     parser.add_argument("--log-json")
     given = parser.parse_args()
 
-    from polyray import cli, logs
+    import typer
+
+    from polyray import logs
     from polyray.cluster import service
     from polyray.cluster.interrupt import Stop
+    from polyray.commands import terminal
 
     made = sleepy(
         given.out,
@@ -236,8 +239,8 @@ def main() -> None:
 
     with stop.listening():
         try:
-            cli._guarded(work, as_json=False)
-        except cli.typer.Exit as e:
+            terminal.guarded(work, as_json=False)
+        except typer.Exit as e:
             raise SystemExit(e.exit_code) from None
 
 

@@ -33,6 +33,7 @@ from sweeps import (
 from polyray import cli, files
 from polyray.cluster import service
 from polyray.cluster.resolve import Resolved
+from polyray.errors import ConfigError
 from polyray.store import Store
 
 
@@ -531,7 +532,7 @@ def test_address_comes_from_the_option_then_the_config_then_the_environment(
 
     def remember(config: Any, out: str) -> None:
         asked.append(config.execution.address)
-        raise cli.ConfigError("seen")
+        raise ConfigError("seen")
 
     monkeypatch.setattr("polyray.cluster.resolve.resolve", remember)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)

@@ -16,9 +16,9 @@ from store.samples import new_store
 
 import polyray
 from polyray import columns
+from polyray.commands.printed import swaps_table
 from polyray.dataset import Dataset
 from polyray.errors import StoreError
-from polyray.printed import swaps_table
 from polyray.psi.effects import effects
 from polyray.records import Receipt
 from polyray.report import gallery, swaps

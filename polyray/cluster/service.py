@@ -10,11 +10,10 @@ import math
 import os
 import secrets
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -75,9 +74,6 @@ def cluster(execution: Execution | TextExecution) -> Iterator[None]:
 
     A local one asks for a token that only this process and its workers know. (A bare `ray.init()` would write one
     into the home folder, and leave token authentication switched on for whatever this process starts next.)
-
-    Meanwhile what is printed goes to standard error: Ray prints every worker's death, and standard output may be for
-    machines.
     """
     if ray.is_initialized():
         yield
@@ -100,8 +96,7 @@ def cluster(execution: Execution | TextExecution) -> Iterator[None]:
                 ) from e
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)  # Ray takes it for itself
-        with redirect_stdout(sys.stderr):
-            yield
+        yield
     finally:
         ray.shutdown()
         for name, value in before.items():

@@ -19,7 +19,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from polyray import columns, files, overlay
+from polyray import columns, files, overlay, run_file
 from polyray.cluster.changes import changed, parsed
 from polyray.cluster.plan import STAGES, Actor, Sweep
 from polyray.cluster.progress import expected_units
@@ -135,11 +135,7 @@ def _finished(out: str) -> Store:
     base = overlay.opened(out)
     if isinstance(base, overlay.Overlay):
         raise StoreError(f"{out!r} is a variant itself. Give the OUT of its sweep: {str(base.base.out)!r}.")
-    if (made_with := base.run.get("schema_version")) != VERSION:
-        raise StoreError(
-            f"{out!r} was made with version {made_with} of the tables, this is version {VERSION}; run the sweep again, "
-            "into another OUT."
-        )
+    run_file.require_this_version(out, base.run)
     # After a comparison was cut short the mark is missing, and the sweep is whole all the same.
     is_whole = base.is_finished or (base.committed("summarise") and set(expected_units(out)) <= base.committed().keys())
     if not is_whole:

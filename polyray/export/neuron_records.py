@@ -24,14 +24,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from polyray import dataset as reading
-from polyray import files, run_file
+from polyray import run_file
 from polyray.dataset import Dataset
 from polyray.errors import DataError, StageError, StoreError
 from polyray.export.choice import condition, layers_of, ranges_of
 from polyray.export.target import Shelf, Target, explained
 from polyray.export.tokens import token_text
 from polyray.models.blocks import layer_index
-from polyray.schema import VERSION
 
 FORM = "neuron-records"
 FOLDERS = {"records": ("neurons",), "token_tables": ("related-tokens", "activation-based")}
@@ -121,8 +120,8 @@ def export(
         ConfigError: layers or neurons that cannot be; nothing is written.
         StageError: reading or writing failed on the way; the files that are there are whole.
     """
-    _require_version(out)
     dataset = reading.open(out)
+    run_file.require_this_version(out, dataset.run)
     method = _method(dataset)
     chosen = layers_of(layers, list(dataset.run["provenance"]["layers"]))
     ranges = ranges_of(neurons)
@@ -207,16 +206,6 @@ def readme(summary: dict[str, Any]) -> str:
         "- `export.json`: what is here; `complete` is false while it is written, or where that was cut short.\n\n"
         f"Neurons that were excluded or failed have no file.\n\n## What the records do not hold\n\n{left_out}"
     )
-
-
-def _require_version(out: str | Path) -> None:
-    made_with = run_file.load(files.place(files.located(out))).get("schema_version")
-    if made_with != VERSION:
-        newer = isinstance(made_with, int) and made_with > VERSION
-        raise StoreError(
-            f"{str(out)!r} was made with version {made_with} of the tables, this polyray knows version {VERSION}: "
-            + ("install a newer polyray." if newer else "use the polyray that made it, or run the sweep again.")
-        )
 
 
 def _method(dataset: Dataset) -> str:

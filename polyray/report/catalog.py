@@ -17,9 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from polyray.dataset import Dataset, open
-from polyray.errors import StoreError
-from polyray.schema import TABLES, VERSION
-from polyray.store import Store
+from polyray.schema import TABLES
 
 
 def _holds_halves(column: pa.DataType) -> bool:
@@ -31,22 +29,6 @@ SUMMARISED = "neurons_with_summary"
 SQL the names of columns have no case, and `Q` is another column."""
 VIEWS = tuple(t.name for t in TABLES.values() if not any(_holds_halves(f.type) for f in t.schema))
 """Tables that can be asked: all but those that hold float16, which DuckDB does not read from Arrow."""
-
-
-def refuse_newer(out: str | Path) -> None:
-    """Refuses a dataset of a newer schema version, before anything but its run.json is read.
-
-    Raises:
-        StoreError: there is no such folder, its version is newer than `schema.VERSION`, or it has no run.json.
-    """
-    if "://" not in str(out) and not Path(out).is_dir():
-        raise StoreError(f"there is no folder {str(out)!r}. Give the OUT of a run.")
-    made_with = Store(out).run.get("schema_version")
-    if not isinstance(made_with, int) or made_with > VERSION:
-        raise StoreError(
-            f"{str(out)!r} was made with version {made_with} of the tables, and this polyray knows none after "
-            f"{VERSION}. Read it with the polyray that made it, or a later one."
-        )
 
 
 class Catalog:
@@ -75,6 +57,9 @@ class Catalog:
             "temp_directory": self._spilled.name,
         }
         self._duck = duckdb.connect(":memory:", config=settings)
+        # Joins are done as they are written, with the smaller table last: of a dataset's tables DuckDB does not know the
+        # sizes, and where it guesses wrong it holds the larger one, and fails where that does not fit.
+        self._duck.execute("SET disabled_optimizers = 'join_order,build_side_probe_side'")
         # Only what is handed over may be read: no path in a query reaches a file, and no extension is fetched.
         self._duck.execute("SET autoinstall_known_extensions = false")
         self._duck.execute("SET autoload_known_extensions = false")
@@ -83,7 +68,6 @@ class Catalog:
 
     def refresh(self) -> Dataset:
         """Opens the dataset anew: what was committed since is seen from now on."""
-        refuse_newer(self._out)
         dataset = open(self._out)
         stored = {table: dataset.stored(table) for table in VIEWS}
         with self._lock:

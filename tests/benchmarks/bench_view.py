@@ -1,8 +1,8 @@
-"""How long do the viewer's pages over a million neurons take, and what does its server hold?
+"""How long do the viewer's pages over a million neurons take, what does its server hold, and what takes a report?
 
 Run by hand: `python tests/benchmarks/bench_view.py [--json] [--out FOLDER] [--neurons N]`. It makes a census (kept
 where a folder is given), starts `polyray view` in a process of its own, and asks for every kind of page
-with another filter or sort each time.
+with another filter or sort each time. Then it has `polyray report` write its page.
 """
 
 import argparse
@@ -103,6 +103,21 @@ def measure(out: Path) -> dict[str, object]:
         }
 
 
+def report(out: Path, target: Path) -> dict[str, float]:
+    """Seconds that `polyray report` takes in a process of its own, MiB that it held at most, MB of its page."""
+    started_s = time.perf_counter()
+    command = [sys.executable, "-m", "polyray.cli", "report", str(out), "--out", str(target)]
+    env = os.environ | {"PYTHONPATH": str(TESTS.parent)}
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=env)
+    _, status, used = os.wait4(process.pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    return {
+        "report_s": round(time.perf_counter() - started_s, 1),
+        "report_rss_mib": round(used.ru_maxrss / 1024),
+        "report_mb": round(target.stat().st_size / 1e6, 2),
+    }
+
+
 def main() -> None:
     from censuses import census
 
@@ -118,6 +133,7 @@ def main() -> None:
             census(out, asked.neurons)
         made_s = time.perf_counter() - started_s
         found = {"n_neurons": asked.neurons, "made_s": round(made_s, 1)} | measure(out)
+        found |= report(out, Path(folder) / "report.html")
     if asked.json:
         print(json.dumps(found, indent=1))
         return

@@ -262,7 +262,7 @@ def test_a_run_of_another_schema_none_or_an_empty_one_is_refused(tmp_path: Path,
     assert "not come so far" in refused(made(tmp_path / "empty", "categorical", {"h.0": 3}, {}, finish=False), to)
     out = categorical(tmp_path / "out", tokenizer)
     told = json.loads((out / "run.json").read_text())
-    for version, advice in ((told["schema_version"] + 1, "install a newer polyray"), (1, "run the sweep again")):
+    for version, advice in ((told["schema_version"] + 1, "or a later one"), (1, "run the sweep again")):
         (out / "run.json").write_text(json.dumps(told | {"schema_version": version}))
         message = refused(out, to)
         assert f"version {version}" in message

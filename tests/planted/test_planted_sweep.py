@@ -11,10 +11,10 @@ from rich.console import Console
 from sweeps import by_hand, write_config
 
 import polyray
-from polyray import printed
 from polyray.cluster import vary
 from polyray.cluster.resolve import resolve
 from polyray.cluster.scoring import WORKERS
+from polyray.commands import printed
 from polyray.config import load_config
 from polyray.dataset import Dataset
 from polyray.errors import ConfigError

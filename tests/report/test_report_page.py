@@ -363,6 +363,8 @@ def test_a_newer_dataset_is_refused(outs: dict[str, Path], tmp_path: Path, versi
     assert f"version {version} of the tables" in said
     assert f"none after {VERSION}" in said
     assert not (out / "report.html").exists()
+    for words in (("status", out), ("verify", out), ("sensitivity", out, "--vary", "K=22")):
+        assert f"version {version} of the tables" in refused(command(*words, "--json"))
 
 
 def test_an_older_dataset_is_told_and_its_version_said(outs: dict[str, Path], tmp_path: Path) -> None:
