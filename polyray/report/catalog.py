@@ -57,8 +57,8 @@ class Catalog:
             "temp_directory": self._spilled.name,
         }
         self._duck = duckdb.connect(":memory:", config=settings)
-        # Joins are done as they are written, with the smaller table last: of a dataset's tables DuckDB does not know the
-        # sizes, and where it guesses wrong it holds the larger one, and fails where that does not fit.
+        # Joins are done as they are written, the smaller table last: of a dataset's tables DuckDB knows no sizes, and
+        # where it guesses wrong it holds the larger one, and fails where that does not fit.
         self._duck.execute("SET disabled_optimizers = 'join_order,build_side_probe_side'")
         # Only what is handed over may be read: no path in a query reaches a file, and no extension is fetched.
         self._duck.execute("SET autoinstall_known_extensions = false")
