@@ -18,6 +18,7 @@ from polyray.errors import ConfigError, nearest
 from polyray.settings import (
     Dtype,
     EncoderConfig,
+    NeuronsByLayer,
     NumericsConfig,
     PlantConfig,
     PoolConfig,
@@ -52,8 +53,10 @@ class SubjectConfig(Section):
     layers: Literal["census", "block_outputs"] | list[str] = "block_outputs"
     """A named set, or layer names with `*` wildcards. `census` is every convolution or MLP that ends in an
     activation and every block output; `block_outputs` the block outputs alone."""
-    neurons: dict[str, list[Annotated[int, Field(ge=0)]]] | str | None = None
-    """Optional choice of neurons: lists of indices by layer, or a JSON or YAML file with the same."""
+    neurons: NeuronsByLayer = None
+    """Optional choice of neurons: by layer a list of indices and ranges, `{blocks.3: [3, 10-19]}` (`10-19` is ten
+    neurons, 10 and 19 among them), or a JSON or YAML file with the same. Layers that it does not name are swept
+    whole."""
     input_px: int = Field(224, ge=8, le=2048)
     """Side of the square input in pixels."""
     resize: Literal["crop", "stretch"] = "crop"

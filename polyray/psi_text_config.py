@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from polyray.config import Config, Science
-from polyray.settings import Dtype, Section
+from polyray.settings import Dtype, NeuronsByLayer, Section
 from polyray.text_config import CorpusConfig
 
 
@@ -21,9 +21,10 @@ class LanguageSubject(Section):
     """A local folder or hub name in transformers' format, or `all-MiniLM-L6-v2` of the package of that name."""
     layers: Literal["all"] | list[Annotated[int, Field(ge=0)]] = "all"
     """Blocks whose MLP neurons are swept, from 0; no block after the last of them is held or run."""
-    neurons: dict[str, list[Annotated[int, Field(ge=0)]]] | str | None = None
-    """Optional choice of neurons: lists of indices by layer (`h.3` is block 3), or a JSON or YAML file with the same.
-    Layers that it does not name are swept whole."""
+    neurons: NeuronsByLayer = None
+    """Optional choice of neurons: by layer a list of indices and ranges, `{h.3: [3, 10-19]}` (`h.3` is block 3, `10-19`
+    ten neurons, 10 and 19 among them), or a JSON or YAML file with the same. Layers that it does not name are swept
+    whole."""
     context: int | None = Field(None, ge=4, le=131_072)
     """Tokens of a window in which a document is read, special ones included; by default what the model was made for,
     at most 1,024."""

@@ -6,7 +6,9 @@ Place in the flow: a leaf under `config.py`, which puts the sections together an
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from polyray.selection import neuron_lists
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Device = Literal["cpu", "cuda"]
@@ -16,6 +18,20 @@ class Section(BaseModel):
     """One section of a config: frozen, no unknown keys, attribute docstrings are the field documentation."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+def _listed(given: object) -> object:
+    if given is None or isinstance(given, str):
+        return given
+    lists = neuron_lists(given)
+    if strangers := [layer for layer in lists if not isinstance(layer, str)]:
+        raise ValueError(f"layers go by their names, got {strangers[0]!r}; where a name is a number, put it in quotes")
+    return lists
+
+
+NeuronsByLayer = Annotated[dict[str, list[int | str]] | str | None, BeforeValidator(_listed)]
+"""By layer a list of indices and ranges, `{NAME: [3, 10-19]}` (`10-19` is ten neurons, 10 and 19 among them), or a JSON
+or YAML file with the same; layers that it does not name are swept whole."""
 
 
 class TinyImageNet(Section):

@@ -4,30 +4,24 @@ Which question it answers: *which sweep is this?* Place in the flow: a leaf besi
 where `science.method` is `categorical`.
 """
 
-import re
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from polyray.selection import neuron_lists
 from polyray.settings import Dtype, NumericsConfig, PoolConfig, Section
 
 NeuronLists = dict[int, list[int | str]]
 """Neurons by layer: indices, and ranges such as `10-19`, of which the first and the last one both count."""
 
 
-def neuron_lists(held: object) -> NeuronLists:
-    """Lists of neurons by layer as a config or a file holds them; raises `ValueError` where it holds something else."""
-    if not isinstance(held, dict):
-        raise ValueError("neurons must be lists of indices and ranges by layer, such as {1: [3, 10-19]}")
-    for layer, listed in held.items():
+def by_block(held: object) -> NeuronLists:
+    """Lists of neurons by block as a config or a file holds them; raises `ValueError` where it holds something else."""
+    lists = neuron_lists(held)
+    for layer in lists:
         if not (type(layer) is int and layer >= 0) and not (isinstance(layer, str) and layer.isdecimal()):
             raise ValueError(f"neurons are listed by block, an index from 0, got {layer!r}")
-        if not isinstance(listed, list):
-            raise ValueError(f"neurons of layer {layer} must be a list such as [3, 10-19], got {listed!r}")
-        for entry in listed:
-            if not (type(entry) is int and entry >= 0) and not re.fullmatch("[0-9]+-[0-9]+", str(entry)):
-                raise ValueError(f"neurons of layer {layer}: {entry!r} is neither an index nor a range such as 10-19")
-    return {int(layer): list(listed) for layer, listed in held.items()}
+    return {int(layer): listed for layer, listed in lists.items()}
 
 
 class ModelConfig(Section):
@@ -51,7 +45,7 @@ class ModelConfig(Section):
     @field_validator("neurons", mode="before")
     @classmethod
     def _neurons(cls, given: object) -> object:
-        return given if given is None or isinstance(given, str) else neuron_lists(given)
+        return given if given is None or isinstance(given, str) else by_block(given)
 
 
 class CorpusConfig(Section):

@@ -13,16 +13,17 @@ import numpy as np
 import torch
 
 from polyray.cluster import plan
-from polyray.config import Config, NumericsConfig, Science, TinyImageNet
+from polyray.config import Config, Execution, NumericsConfig, Science, TinyImageNet
 from polyray.errors import DataError, ModelError
 from polyray.kernels import random
 from polyray.models.encoders import Encoder, load_encoder
 from polyray.models.layers import LayerInfo
-from polyray.models.vision import Subject, load_subject, resolve_neurons
+from polyray.models.vision import Subject, load_subject
 from polyray.models.vocabulary import load_prompts
 from polyray.probes.images import open_probe
 from polyray.psi import cluster, space
 from polyray.schema import NULL_KINDS, SWAP_SHOWN
+from polyray.selection import neurons_swept
 
 _TINY_IMAGENET = {"val": 10_000, "train": 100_000}
 _GIB = 1024**3
@@ -66,9 +67,9 @@ def estimate(config: Config) -> Estimate:
     e.n_images = _n_images(config, e)
     subject = _subject(config, e)
     infos = tuple(subject.readouts.layers(subject.selection))
-    chosen = plan.neurons_swept(resolve_neurons(science.subject.neurons, infos), infos)
-    n_neurons = {info.name: len(chosen[info.name]) for info in infos if len(chosen[info.name])}
-    e.layers = [_layer(info, n_neurons[info.name]) for info in infos if info.name in n_neurons]
+    chosen = neurons_swept(science.subject.neurons, {info.name: info.width for info in infos}, "subject.neurons")
+    n_neurons = {name: len(neurons) for name, neurons in chosen.items()}
+    e.layers = [layer_line(info, n_neurons[info.name]) for info in infos if info.name in n_neurons]
     e.n_neurons = sum(n_neurons.values())
     encoder = _encoder(config, e)
     shape = plan.Shape(science, e.n_images, n_neurons)
@@ -86,7 +87,18 @@ def _here(numerics: NumericsConfig) -> NumericsConfig:
     return numerics if torch.cuda.is_available() else numerics.model_copy(update={"device": "cpu"})
 
 
-def _layer(info: LayerInfo, n: int) -> dict[str, Any]:
+def lacking(execution: Execution, memory_gb: Mapping[str, float]) -> list[str]:
+    """What a config declares for actors that need more, as problems for people."""
+    declared = {kind: getattr(execution, kind).memory_gb for kind in memory_gb}
+    return [
+        f"execution.{kind}.memory_gb is {declared[kind]:g}, but about {needed:.1f} GiB are needed; raise it."
+        for kind, needed in memory_gb.items()
+        if declared[kind] is not None and needed > declared[kind]
+    ]
+
+
+def layer_line(info: LayerInfo, n: int) -> dict[str, Any]:
+    """What `plan` says of a layer of which n neurons are swept."""
     return {
         "layer": info.name,
         "neurons": n,
@@ -193,12 +205,7 @@ def _size(
         "encoder": (0 if encoder is None else encoder_bytes(encoder)) / _GIB,
         "scoring": (vectors + n_pool * dim * 10 + 8 * n_pool**2 + 8 * n_prompts**2 + 0.4 * _GIB) / _GIB,
     }
-    for kind, needed in e.memory_gb.items():
-        declared = getattr(config.execution, kind).memory_gb
-        if declared is not None and needed > declared:
-            e.problems.append(
-                f"execution.{kind}.memory_gb is {declared:g}, but about {needed:.1f} GiB are needed; raise it."
-            )
+    e.problems += lacking(config.execution, e.memory_gb)
 
 
 def _bytes_of_swaps(science: Science) -> int:

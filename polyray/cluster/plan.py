@@ -282,12 +282,3 @@ def draw_works(shape: Shape, sizes: Mapping[str, Sequence[int]]) -> list[Work]:
 def ranges(n: int, step: int) -> Iterator[tuple[int, int]]:
     """Start and stop of each range of at most `step` items out of n."""
     return ((a, min(a + step, n)) for a in range(0, n, step))
-
-
-def neurons_swept(selection: Mapping[str, object], layers: "Sequence[LayerInfo]") -> dict[str, NDArray[np.int64]]:
-    """Neurons of each layer: those selected, or all."""
-    out = {}
-    for info in layers:
-        chosen = selection.get(info.name)
-        out[info.name] = np.arange(info.width) if chosen is None else np.sort(np.asarray(chosen, dtype=np.int64))
-    return out

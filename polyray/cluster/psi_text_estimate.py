@@ -8,19 +8,19 @@ from itertools import islice
 import torch
 
 from polyray.cluster import plan
-from polyray.cluster.estimate import Estimate, seconds_of, seconds_per_set
+from polyray.cluster.estimate import Estimate, lacking, layer_line, seconds_of, seconds_per_set
 from polyray.cluster.psi_text_resolve import documents_read
 from polyray.errors import DataError, ModelError
 from polyray.models.documents import Reader
 from polyray.models.language import ModelInfo
 from polyray.models.sentence_encoder import SentenceEncoder
-from polyray.models.vision import resolve_neurons
 from polyray.models.vocabulary import load_prompts, topic_prompts
 from polyray.probes.reading import Passage, Passages, windows
 from polyray.probes.text import open_corpus
 from polyray.psi import cluster
 from polyray.psi_text_config import PsiTextConfig
 from polyray.schema import NULL_KINDS
+from polyray.selection import neurons_swept
 
 _SAMPLE = 32
 """Documents that are read for how long they are."""
@@ -44,22 +44,10 @@ def estimate(config: PsiTextConfig) -> Estimate:
     here = science.numerics if has_gpu else science.numerics.model_copy(update={"device": "cpu"})
     reader = Reader(science.subject, science.extract.span, here)
     infos = reader.layers()
-    chosen = plan.neurons_swept(resolve_neurons(science.subject.neurons, infos), infos)
-    n_neurons = {info.name: len(chosen[info.name]) for info in infos if len(chosen[info.name])}
-    e.layers = [
-        {
-            "layer": info.name,
-            "neurons": n_neurons[info.name],
-            "width": info.width,
-            "grid": "1×tokens",
-            "layout": info.layout,
-            "activation": info.activation,
-            "ranked_by": info.ranked_by,
-            "receptive_px": None,
-        }
-        for info in infos
-        if info.name in n_neurons
-    ]
+    chosen = neurons_swept(science.subject.neurons, {info.name: info.width for info in infos}, "subject.neurons")
+    n_neurons = {name: len(neurons) for name, neurons in chosen.items()}
+    unknown = {"grid": "1×tokens", "receptive_px": None}
+    e.layers = [layer_line(info, n_neurons[info.name]) | unknown for info in infos if info.name in n_neurons]
     e.n_neurons = sum(n_neurons.values())
     sample = _sample(config, reader, e)
     try:
@@ -150,9 +138,4 @@ def _size(
         "encoder": (encoding + _PASSAGES) / _GIB,
         "scoring": (vectors + n_pool * dim * 10 + 8 * n_pool**2 + 8 * n_prompts**2 + _PASSAGES + 0.4 * _GIB) / _GIB,
     }
-    for kind, needed in e.memory_gb.items():
-        declared = getattr(config.execution, kind).memory_gb
-        if declared is not None and needed > declared:
-            e.problems.append(
-                f"execution.{kind}.memory_gb is {declared:g}, but about {needed:.1f} GiB are needed; raise it."
-            )
+    e.problems += lacking(config.execution, e.memory_gb)

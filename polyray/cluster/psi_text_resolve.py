@@ -7,18 +7,18 @@ Which question it answers: *does everything that the config names exist, and wha
 import platform
 
 from polyray import __version__
-from polyray.cluster.plan import Sweep, neurons_swept, stages
+from polyray.cluster.plan import Sweep, stages
 from polyray.cluster.resolve import Resolved, floor_note, neurons_digest, package_versions, pool_notes, require_device
 from polyray.config import identity
 from polyray.errors import ConfigError
 from polyray.models.documents import Opened
 from polyray.models.sentence_encoder import SentenceEncoder
-from polyray.models.vision import resolve_neurons
 from polyray.models.vocabulary import load_prompts, prompts_digest, topic_prompts
 from polyray.probes.text import Corpus, open_corpus
 from polyray.psi.snippets import MAX_DOCUMENTS
 from polyray.psi_text_config import PsiTextConfig
 from polyray.schema import VERSION
+from polyray.selection import neurons_swept
 
 
 def resolve(config: PsiTextConfig, out: str) -> Resolved:
@@ -35,11 +35,9 @@ def resolve(config: PsiTextConfig, out: str) -> Resolved:
     n_documents = documents_read(config, corpus)
     subject = Opened(science.subject, science.extract.span)
     subject.check_weights()
-    layers = subject.layers()
-    neurons = neurons_swept(resolve_neurons(science.subject.neurons, layers), layers)
-    layers = tuple(info for info in layers if len(neurons[info.name]))
-    if not layers:
-        raise ConfigError("science.subject.neurons leaves no neuron to sweep.")
+    found = subject.layers()
+    neurons = neurons_swept(science.subject.neurons, {info.name: info.width for info in found}, "subject.neurons")
+    layers = tuple(info for info in found if info.name in neurons)
     encoder = SentenceEncoder(science.encoder, here)
     labels = [label or "" for label in corpus.labels[:n_documents]]
     notes = [*encoder.notes, *_label_notes(labels)]

@@ -15,7 +15,6 @@ from polyray import columns
 from polyray.cluster.plan import Sweep, Work
 from polyray.cluster.scoring import WORKERS, Kept, ScoringWorker
 from polyray.cluster.work import Worker, filed_patches
-from polyray.errors import ModelError
 from polyray.models.documents import Opened, Reader
 from polyray.models.sentence_encoder import SentenceEncoder
 from polyray.models.vocabulary import load_prompts, prompts_digest, topic_prompts
@@ -60,9 +59,7 @@ class TextSubjectWorker(TextSide):
     def __init__(self, sweep: Sweep) -> None:
         super().__init__(sweep)
         self.reader = Reader(self.text.subject, self.text.extract.span, self.text.numerics)
-        found = {info.name: info for info in self.reader.layers()}
-        if {name: found.get(name) for name in self.infos} != self.infos:
-            raise ModelError("this actor's subject has other read-outs than the driver's: are the versions the same?")
+        self._require_layers(self.reader.layers())
         self._require("subject", self.reader.digest)
 
     @cached_property

@@ -16,17 +16,18 @@ from typing import Any
 import torch
 
 from polyray import __version__
-from polyray.cluster.plan import Resolved, Sweep, neurons_swept, stages
+from polyray.cluster.plan import Resolved, Sweep, stages
 from polyray.config import Config, NumericsConfig, StandIn, identity
 from polyray.errors import ConfigError, DataError
 from polyray.models.encoders import load_encoder
-from polyray.models.vision import load_subject, resolve_neurons
+from polyray.models.vision import load_subject
 from polyray.models.vocabulary import load_prompts, prompts_digest
 from polyray.probes.images import open_probe
 from polyray.psi.draw import n_anchors
 from polyray.psi.effects import MIN_HOSTS
 from polyray.psi.extract import max_examples
 from polyray.schema import VERSION
+from polyray.selection import neurons_swept
 
 _PACKAGES = ("ray", "torch", "torchvision", "timm", "open_clip_torch", "transformers", "numpy", "pyarrow", "pillow")
 
@@ -54,11 +55,9 @@ def resolve(config: Config, out: str) -> Resolved:
             f"at most {max_examples(science.subject.input_px)} fit."
         )
     subject = load_subject(science.subject, here, science.plant)
-    layers = tuple(subject.readouts.layers(subject.selection))
-    neurons = neurons_swept(resolve_neurons(science.subject.neurons, layers), layers)
-    layers = tuple(info for info in layers if len(neurons[info.name]))
-    if not layers:
-        raise ConfigError("subject.neurons leaves no neuron to sweep.")
+    found = tuple(subject.readouts.layers(subject.selection))
+    neurons = neurons_swept(science.subject.neurons, {info.name: info.width for info in found}, "subject.neurons")
+    layers = tuple(info for info in found if info.name in neurons)
     notes = list(subject.notes)
     subject_digest, trained = subject.digest, subject.trained
     subject_name = science.subject.name or science.subject.factory

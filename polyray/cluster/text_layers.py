@@ -5,7 +5,6 @@ Place in the flow: between the config and the plan; knows the model's shape alon
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,8 +12,8 @@ from numpy.typing import NDArray
 
 from polyray.errors import ConfigError, nearest
 from polyray.models.blocks import layer_name
-from polyray.selection import neurons_of, read_selection
-from polyray.text_config import NeuronLists, TextScience, neuron_lists
+from polyray.selection import lists_of, neurons_swept
+from polyray.text_config import NeuronLists, TextScience, by_block
 
 if TYPE_CHECKING:
     from polyray.models.language import ModelInfo
@@ -48,22 +47,19 @@ def layers_of(science: TextScience, info: "ModelInfo") -> Layers:
     indices = list(range(info.n_layers)) if chosen == "all" else sorted(set(chosen))
     if not indices or indices[-1] >= info.n_layers:
         raise ConfigError(f"{_LAYERS}: {science.model.path!r} has layers 0 to {info.n_layers - 1}, got {indices[-1:]}.")
-    lists = _lists(science.model.neurons)
+    lists: NeuronLists = lists_of(science.model.neurons, _NEURONS, by_block)
     if strangers := sorted(set(lists) - set(indices)):
         known = [str(i) for i in indices]
         raise ConfigError(
             f"{_NEURONS}: layers {strangers} are not among those swept, {', '.join(known[:10])}"
             f"{', …' if len(known) > 10 else ''}.{nearest(str(strangers[0]), known)}"
         )
+    swept = neurons_swept(
+        {layer_name(i): listed for i, listed in lists.items()},
+        {layer_name(i): info.n_neurons for i in indices},
+        _NEURONS,
+    )
     everyone = np.arange(info.n_neurons)
-    swept: dict[str, NDArray[np.int64]] = {}
-    for i in indices:
-        name = layer_name(i)
-        own = neurons_of(lists[i], info.n_neurons, name, _NEURONS) if i in lists else everyone
-        if len(own):
-            swept[name] = np.asarray(own, dtype=np.int64)
-    if not swept:
-        raise ConfigError(f"{_NEURONS} leaves no neuron to sweep.")
     mined: dict[str, NDArray[np.int64]] = {}
     for i in range(info.n_layers):
         name = layer_name(i)
@@ -72,13 +68,3 @@ def layers_of(science: TextScience, info: "ModelInfo") -> Layers:
         elif name in swept:
             mined[name] = swept[name]
     return Layers(swept, mined)
-
-
-def _lists(asked: NeuronLists | str | None) -> NeuronLists:
-    if not isinstance(asked, str):
-        return asked or {}
-    held = read_selection(Path(asked), _NEURONS)
-    try:
-        return neuron_lists(held)
-    except ValueError as e:
-        raise ConfigError(f"{_NEURONS}: {asked!r} is no choice of neurons: {e}.") from e

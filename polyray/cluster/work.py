@@ -7,6 +7,7 @@ calls: what it keeps (open files, the current layer's vectors) is a copy of comm
 """
 
 import platform
+from collections.abc import Iterable
 from functools import cached_property
 from typing import Any
 
@@ -19,6 +20,7 @@ from polyray.cluster.plan import CLUSTER_NEURONS, Sweep, Work, works
 from polyray.cluster.units import UnitWorker
 from polyray.errors import ModelError
 from polyray.models.encoders import load_encoder
+from polyray.models.layers import LayerInfo
 from polyray.models.vision import load_subject
 from polyray.models.vocabulary import load_prompts, prompts_digest
 from polyray.overlay import base_of
@@ -48,6 +50,12 @@ class Worker(UnitWorker):
                 f"node {platform.node()!r} has another {what} than the driver: {found}, not "
                 f"{self.sweep.contents[what]}. Results of both would be mixed; install the same on every node."
             )
+
+    def _require_layers(self, found: Iterable[LayerInfo]) -> None:
+        """Refuses to work with layers that are not read as the driver's are."""
+        own = {info.name: info for info in found}
+        if any(own.get(name) != info for name, info in self.infos.items()):
+            raise ModelError("this actor's subject has other read-outs than the driver's: are the versions the same?")
 
     @cached_property
     def frame(self) -> extract.Frame:
@@ -95,9 +103,7 @@ class SubjectWorker(Worker):
     def __init__(self, sweep: Sweep) -> None:
         super().__init__(sweep)
         self.subject = load_subject(self.science.subject, self.science.numerics, self.science.plant)
-        found = {info.name: info for info in self.subject.readouts.layers(list(self.infos))}
-        if found != self.infos:
-            raise ModelError("this actor's subject has other read-outs than the driver's: are the versions the same?")
+        self._require_layers(self.subject.readouts.layers(list(self.infos)))
         self._require("subject", self.subject.digest)
         self._installed = False
         self._peaks: tuple[str, NDArray[np.int64], NDArray[np.int64]] | None = None

@@ -26,7 +26,6 @@ from polyray.models.layers import LayerInfo
 from polyray.models.readouts import Readouts, Selection
 from polyray.models.weights import fit, read_weights
 from polyray.schema import PLANTED_KINDS
-from polyray.selection import read_selection
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -205,42 +204,6 @@ def _left_out(reasons: Mapping[str, str]) -> list[str]:
         return []
     shown = [f"{name} ({why})" for name, why in list(reasons.items())[:3]]
     return [f"{len(reasons)} layers cannot be read and are left out: {'; '.join(shown)}{'; …' * (len(reasons) > 3)}"]
-
-
-def resolve_neurons(
-    selection: Mapping[str, Sequence[int]] | str | None, layers: Sequence[LayerInfo]
-) -> dict[str, Tensor | None]:
-    """Which neurons of each layer are swept.
-
-    Args:
-        selection: indices by layer; or a JSON or YAML file with the same; None for all.
-        layers: the layers that are swept.
-
-    Returns:
-        For every layer, int64 indices in ascending order, or None for all. Layers that the selection does not name
-        are swept whole.
-
-    Raises:
-        ConfigError: the file cannot be read, a layer is not swept, an index is out of range or given twice.
-    """
-    if selection is None:
-        return {info.name: None for info in layers}
-    chosen: Any = read_selection(Path(selection), "subject.neurons") if isinstance(selection, str) else selection
-    widths = {info.name: info.width for info in layers}
-    if not isinstance(chosen, Mapping):
-        raise ConfigError(f"subject.neurons: {selection!r} must hold lists of indices by layer name.")
-    for name, indices in chosen.items():
-        if name not in widths:
-            raise ConfigError(f"subject.neurons: {name!r} is not among the layers swept.{nearest(str(name), widths)}")
-        if not isinstance(indices, Sequence) or not all(type(i) is int for i in indices):
-            raise ConfigError(f"subject.neurons: {name!r} needs a list of integers, got {indices!r}.")
-        wrong = sorted({i for i in indices if not 0 <= i < widths[name]})
-        if wrong:
-            raise ConfigError(f"subject.neurons: {name!r} has neurons 0 to {widths[name] - 1}, got {wrong[:5]}.")
-        twice = sorted({i for i in indices if indices.count(i) > 1}) if len(set(indices)) < len(indices) else []
-        if twice:
-            raise ConfigError(f"subject.neurons: {name!r} lists {twice[:5]} more than once.")
-    return {name: torch.tensor(sorted(chosen[name])).long() if name in chosen else None for name in widths}
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,10 @@ def tell(source: Source) -> Story:
     of = source.provenance
     subject = of.get("subject") or of.get("model")
     name = visible(subject.get("name") or "a network", 80) if isinstance(subject, dict) else "a network"
-    n = sum(overview.statuses(source).get(None, {}).values())
+    of_status = overview.statuses(source).get(None, {})
     subtitle = (
-        f"{count(n)} neurons with a result, {len(source.layers)} layers · run {visible(source.run.get('run_id'))}"
+        f"{count(sum(of_status.values()))} neurons, {count(of_status.get('ok', 0))} of them scored, in "
+        f"{len(source.layers)} layers · run {visible(source.run.get('run_id'))}"
     )
     return Story(f"A census of {name}", subtitle, overview.state(source), sections)
 

@@ -32,7 +32,6 @@ from polyray.cluster.plan import (
     draw_works,
     embed_works,
     fixed_works,
-    neurons_swept,
     scored_sizes,
     stages,
     swap_works,
@@ -336,13 +335,11 @@ def layer_info(name: str, width: int) -> LayerInfo:
     return LayerInfo(name, 0, width, "nchw", 2, 2, "relu", "response", True, 3, 0.5, 0.5, 2.0)
 
 
-def test_neurons_swept_are_those_chosen_in_order_or_all() -> None:
-    infos = [layer_info("a", 4), layer_info("b", 9), layer_info("c", 2)]
-    found = neurons_swept({"b": [7, 2], "c": []}, infos)
-    assert {name: n.tolist() for name, n in found.items()} == {"a": [0, 1, 2, 3], "b": [2, 7], "c": []}
-    swept = Sweep(config(), "out", 5, tuple(infos), found, {}, {})
+def test_units_are_of_the_neurons_that_are_swept() -> None:
+    infos = [layer_info("a", 4), layer_info("b", 9)]
+    swept = Sweep(config(), "out", 5, tuple(infos), {"a": np.arange(4), "b": np.array([2, 7])}, {}, {})
     assert swept.n_neurons == 6
-    assert swept.shape.n_neurons == {"a": 4, "b": 2, "c": 0}
+    assert swept.shape.n_neurons == {"a": 4, "b": 2}
     # Units of a layer count places among the chosen neurons, not the neurons' numbers.
     assert [(w.layer, list(w.items)) for w in fixed_works("cluster", swept.shape)] == [
         ("a", [0, 1, 2, 3]),

@@ -19,9 +19,7 @@ from torch import Tensor, nn
 from polyray.config import NumericsConfig, SubjectConfig
 from polyray.errors import ConfigError, ModelError
 from polyray.models import vision
-from polyray.models.layers import LayerInfo
-from polyray.models.readouts import Readouts
-from polyray.models.vision import Subject, load_subject, resolve_neurons
+from polyray.models.vision import Subject, load_subject
 
 HERE = __name__
 CPU = NumericsConfig()
@@ -399,56 +397,6 @@ def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ModelError, match="torch sees no CUDA device"):
         load_subject(SubjectConfig(factory=f"{HERE}:tiny", input_px=16), NumericsConfig(device="cuda"))
-
-
-# --- neurons --------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def layers() -> list[LayerInfo]:
-    readouts = Readouts(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Tanh(), nn.Conv2d(4, 6, 1)).eval(), (3, 8, 8))
-    return readouts.layers(["0", "2"])
-
-
-def plain(chosen: dict[str, Tensor | None]) -> dict[str, list[int] | None]:
-    return {name: None if indices is None else indices.tolist() for name, indices in chosen.items()}
-
-
-def test_chosen_neurons(layers: list[LayerInfo], tmp_path: Path) -> None:
-    assert plain(resolve_neurons(None, layers)) == {"0": None, "2": None}
-    chosen = resolve_neurons({"2": [5, 0]}, layers)
-    assert plain(chosen) == {"0": None, "2": [0, 5]}
-    assert chosen["2"] is not None
-    assert chosen["2"].dtype == torch.int64
-    assert plain(resolve_neurons({"0": []}, layers)) == {"0": [], "2": None}
-    for name, text in (("a.json", '{"0": [1], "2": [2, 3]}'), ("a.yaml", '"0": [1]\n"2": [2, 3]\n')):
-        (tmp_path / name).write_text(text)
-        assert plain(resolve_neurons(str(tmp_path / name), layers)) == {"0": [1], "2": [2, 3]}
-
-
-@pytest.mark.parametrize(
-    ("selection", "message"),
-    [
-        ({"1": [0]}, "'1' is not among the layers swept"),
-        ({"0": [0, 4]}, "'0' has neurons 0 to 3, got [4]"),
-        ({"0": [-1]}, "got [-1]"),
-        ({"2": [1, 1, 2]}, "'2' lists [1] more than once"),
-        ({"2": [0.5]}, "'2' needs a list of integers, got [0.5]"),
-        ({"2": 3}, "'2' needs a list of integers, got 3"),
-        ("nowhere.json", "cannot read 'nowhere.json'"),
-    ],
-)
-def test_neurons_that_do_not_exist(layers: list[LayerInfo], selection: object, message: str) -> None:
-    with pytest.raises(ConfigError) as e:
-        resolve_neurons(selection, layers)  # type: ignore[arg-type]
-    assert message in str(e.value)
-
-
-@pytest.mark.parametrize("text", ["{", "[1, 2]", "3"])
-def test_files_that_choose_nothing(layers: list[LayerInfo], tmp_path: Path, text: str) -> None:
-    (tmp_path / "a.json").write_text(text)
-    with pytest.raises(ConfigError, match=r"subject\.neurons"):
-        resolve_neurons(str(tmp_path / "a.json"), layers)
 
 
 # --- research data --------------------------------------------------------------------------------------------------

@@ -292,7 +292,7 @@ def test_a_real_sweep_is_told_whole_and_while_it_runs(finished: Finished, tmp_pa
     assert printed_json(command("report", finished.out, "--out", path, "--json"))["finished"] is True
     told = Page(path.read_text())
     assert "Not finished." not in told.text
-    assert "41 neurons with a result, 5 layers" in told.text
+    assert "41 neurons, XX of them scored, in 5 layers" in told.text
     assert len(told.of("figure")) == 6
     running = Path(shutil.copytree(finished.out, tmp_path / "out"))
     (running / "_SUCCESS").unlink()
