@@ -90,6 +90,11 @@ def cluster(execution: Execution | TextExecution) -> Iterator[None]:
             try:
                 ray.init(address=execution.address, **quiet)
             except (ConnectionError, RuntimeError, ValueError, rx.AuthenticationError) as e:
+                if "ersion mismatch" in str(e):
+                    raise ConfigError(
+                        f"the Ray cluster at {execution.address!r} is of another version. {e}\nInstall the cluster's "
+                        "versions here, or run this from a machine or an image of the cluster."
+                    ) from e
                 raise ConfigError(
                     f"no Ray cluster answers at {execution.address!r}: {e}. Where it asks for a token, set "
                     "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or ~/.ray/auth_token here: Ray itself does not say so."

@@ -471,3 +471,40 @@ def test_no_wait_leaves_once_the_job_is_submitted(head: Head, folder: Path) -> N
     printed = json.loads(done.stdout)
     assert (printed["status"], printed["exit"], printed["run"]) == (None, None, None)
     assert job_info(head, printed["job_id"])["entrypoint"] == printed["command"]
+
+
+IN_ITS_STORE = """
+import json, sys
+from ray._common.usage.usage_constants import CLUSTER_METADATA_KEY as key
+from ray._private.ray_constants import KV_NAMESPACE_CLUSTER as space
+from ray._raylet import GcsClient
+
+client = GcsClient(address=sys.argv[1])
+said = json.loads(client.internal_kv_get(key, space))
+print(said["ray_version"])
+client.internal_kv_put(key, json.dumps(said | {"ray_version": sys.argv[2]}).encode(), True, space)
+"""
+
+
+def test_a_driver_of_another_version_of_ray_is_refused(head: Head, folder: Path) -> None:
+    """The head says in its store which Ray it is: there it is made another, since one machine has one."""
+
+    def become(version: str) -> str:
+        done = ran([sys.executable, "-c", IN_ITS_STORE, head.gcs, version], head.environment(), folder)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    here = become("2.9.3")
+    try:
+        run = polyray("run", "tiny.yaml", "--out", folder / "out", "--address", head.gcs, "--json")
+        done = ran(run, head.environment(), folder)
+    finally:
+        assert become(here) == "2.9.3"
+    assert done.returncode == 2, done.stdout + done.stderr
+    printed = json.loads(done.stdout)
+    assert printed["error"] == "ConfigError"
+    assert f"the Ray cluster at '{head.gcs}' is of another version" in printed["message"]
+    assert "Ray: 2.9.3" in printed["message"]
+    assert f"Ray: {here}" in printed["message"]
+    assert "Traceback" not in done.stderr
+    assert not (folder / "out").exists()
