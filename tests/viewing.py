@@ -207,5 +207,11 @@ def language(out: Path) -> Path:
     }
     tables = {"proximity": [ok, out_of], "proximity_controls": [control], "connections": connections}
     put_rows(store, "score", "proximity", tables | {"taken_clusters": taken, "clamps": [clamp]}, "h.1")
+    told = [
+        {"layer": layer, "condition": condition, "n_neurons": 3, "n": 1, "positive": share}
+        for layer, of in (("h.1", (1.0, 0.625, 0.5)), (None, (1.0, 0.75, 0.25)))
+        for condition, share in zip(("actual", "precursors_random", "tokens_same_frequency"), of, strict=True)
+    ]
+    put_rows(store, "summarise", "summarise", {"categorical": told})
     store.finish()
     return out

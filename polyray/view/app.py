@@ -20,6 +20,7 @@ from starlette.routing import Route
 
 from polyray.errors import PolyrayError, nearest
 from polyray.report.catalog import Catalog
+from polyray.report.headline import CONTROLS
 from polyray.report.summary import AUROC_AGAINST
 from polyray.view import asked, export, language, layers, neuron, neurons, trying, words
 from polyray.view.asked import PAGE_SIZES, Asked, RefusedError
@@ -105,6 +106,7 @@ class Pages:
         self._templates.filters |= words.FILTERS
         self._templates.globals |= {"statuses": STATUSES, "page_sizes": PAGE_SIZES, "outline": layers.outline}
         self._templates.globals["against"] = AUROC_AGAINST
+        self._templates.globals["controls"] = {name: CONTROLS[name] for name in layers.BESIDE}
         folder = resources.files("polyray.view") / "static"
         self._static = {f.name: f.read_bytes() for f in folder.iterdir() if f.name.rpartition(".")[2] in _TYPES}
 

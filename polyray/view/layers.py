@@ -23,8 +23,9 @@ def overview(index: Index, catalog: Catalog, preset: str) -> dict[str, Any]:
         layer, planned (neurons that the sweep is about), n, n_ok, n_excluded, n_failed, n_tested and n_called (with a
         q, and with one below alpha; of a language sweep with a difference, and with one above 0), median, counts and
         null_counts by bin, and what the sweep's own summary says where there is one: auroc (value, low, high) against
-        the null neurons that ask the preset's question, and null_called (share of those called as neurons are); total:
-        the same over all layers.
+        the null neurons that ask the preset's question, null_called (share of those called as neurons are), and beside
+        (of a language sweep, the share with a positive difference under each control of `BESIDE`); total: the same over
+        all layers.
     """
     value = index.kind.column(index.kind.spread).of(preset)
     low, high = _ends(index, value)
@@ -40,7 +41,7 @@ def overview(index: Index, catalog: Catalog, preset: str) -> dict[str, Any]:
                   f"WHERE isfinite({value}) GROUP BY ALL", bins),
     )  # fmt: skip
     null_counts = {} if index.is_categorical else _null_counts(index, catalog, preset, bins)
-    told = _told(catalog, preset)
+    told = _told_of_language(catalog) if index.is_categorical else _told(catalog, preset)
     layers = []
     for i, layer in enumerate(index.layers):
         shown = (empty | of.get(i, {})) | {"layer": layer, "planned": index.planned.get(layer)}
@@ -52,7 +53,10 @@ def overview(index: Index, catalog: Catalog, preset: str) -> dict[str, Any]:
 
 
 _NONE = {"value": None, "low": None, "high": None}
-_UNTOLD: dict[str, Any] = {"auroc": _NONE, "null_called": None}
+_UNTOLD: dict[str, Any] = {"auroc": _NONE, "null_called": None, "beside": {}}
+
+BESIDE = ("precursors_random", "tokens_same_frequency")
+"""Controls of a language sweep whose share of positive differences stands beside the neurons' own."""
 
 
 def _told(catalog: Catalog, preset: str) -> dict[str | None, dict[str, Any]]:
@@ -71,6 +75,15 @@ def _told(catalog: Catalog, preset: str) -> dict[str | None, dict[str, Any]]:
             of["auroc"] = {k: r[k] for k in _NONE}
         else:
             of["null_called"] = r["value"]
+    return found
+
+
+def _told_of_language(catalog: Catalog) -> dict[str | None, dict[str, Any]]:
+    """What `categorical` has, likewise."""
+    query = "SELECT layer, condition, positive FROM categorical WHERE condition IN (SELECT unnest($beside::VARCHAR[]))"
+    found: dict[str | None, dict[str, Any]] = {}
+    for r in catalog.rows(query, {"beside": list(BESIDE)}):
+        found.setdefault(r["layer"], _UNTOLD | {"beside": {}})["beside"][r["condition"]] = r["positive"]
     return found
 
 

@@ -293,6 +293,15 @@ def test_the_language_page_tells_tokens_precursors_and_the_curve(tmp_path: Path)
         assert shown(viewer.page("/neurons?min_tau=0.5")) == [("h.1", 0)]
 
 
+def test_the_language_map_has_its_controls_beside_it(tmp_path: Path) -> None:
+    with viewing(language(tmp_path / "out")) as viewer:
+        page = " ".join(re.sub(r"<[^>]*>", " ", viewer.page("/")).split())
+    assert "positive difference 100.0 % 1 of 1; random precursors 75.0 %; tokens replaced 25.0 %" in page
+    first, second = page[page.index(" h.0 ") :].split(" h.1 ", 1)
+    assert "100.0 % 62.5 % 50.0 % 1 " in second
+    assert "– – – – 0 0 1" in first  # median, positive and both controls; none qualifies, none excluded, one failed
+
+
 def test_words_say_what_is_missing_and_never_round_to_nothing() -> None:
     assert [words.number(x) for x in (None, 0, -0.5, 1234.5, 0.0001, math.nan)] == [
         "–", "0.000", "−0.500", "1,234.500", "1.0e−04", "nan"
