@@ -62,7 +62,7 @@ def _subject(source: Source) -> list[tuple[str, str]]:
         if isinstance(of.get(key), dict):
             rows.append((term, _described(of[key])))
     asked = source.setting
-    items = {"n_images": "images", "n_documents": "documents", "n_prompts": "prompts to name clusters by"}
+    items = {"n_images": source.items, "n_documents": "documents", "n_prompts": "prompts to name clusters by"}
     sizes = [f"{count(of[key])} {what}" for key, what in items.items() if isinstance(of.get(key), int)]
     if sizes:
         rows.append(("Shown", ", ".join(sizes)))
@@ -169,7 +169,7 @@ def left_out(source: Source) -> Section:
     blocks: list[Block] = [_neurons_left_out(source)]
     if not source.is_categorical and source.has("neurons"):
         blocks += _uncalibrated(source)
-    for table, what in (("images", "images"), ("documents", "documents"), ("core_tokens", "core-token lists")):
+    for table, what in (("images", source.items), ("documents", "documents"), ("core_tokens", "core-token lists")):
         if source.has(table):
             blocks += _others(source, table, what)
     if source.has("swaps"):

@@ -7,6 +7,9 @@ round made visible. A missing figure is a dash, never 0.
 
 import math
 import re
+from collections.abc import Mapping
+from pathlib import PurePath
+from typing import Any
 
 NOTHING = "–"
 """Stands where there is no figure; the table's note says why."""
@@ -33,6 +36,22 @@ def visible(text: object, longest: int = LONGEST) -> str:
     written = str(text)
     written = written if len(written) <= longest else written[: longest - 1] + "…"
     return _INVISIBLE.sub(_pictured, written)
+
+
+def network_name(run: Mapping[str, Any]) -> str | None:
+    """What the network under study is called: of a folder or file the last part of its path; None where nothing says.
+
+    Args:
+        run: what run.json holds.
+    """
+    provenance = run.get("provenance") or {}
+    about = provenance.get("subject") or provenance.get("model") or {}
+    name = about.get("name") if isinstance(about, Mapping) else None
+    if not name:
+        return None
+    # Names of hubs have a slash as well: openai-community/gpt2.
+    is_path = str(name).startswith(("/", ".", "~")) or str(name).count("/") > 1
+    return PurePath(str(name)).name if is_path else str(name)
 
 
 def _pictured(found: re.Match[str]) -> str:

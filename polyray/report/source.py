@@ -40,7 +40,10 @@ class Source:
         self.provenance: dict[str, Any] = _mapping(self.run.get("provenance"))
         self.config: dict[str, Any] = _mapping(self.run.get("config"))
         self.science: dict[str, Any] = _mapping(self.config.get("science"))
-        self.is_categorical = self._method() == "categorical"
+        method = self._method()
+        self.is_categorical = method == "categorical"
+        self.items = "documents" if method == "psi_text" else "images"
+        """What the rows of the table `images` are."""
         self.layers = self._layers()
         """Names in order of depth."""
 

@@ -7,7 +7,7 @@ section says what is not there yet, and why.
 
 from polyray.report import cards, headline, language, overview, scores, studied
 from polyray.report.content import Section, Story
-from polyray.report.plain import count, visible
+from polyray.report.plain import count, network_name, visible
 from polyray.report.source import Source
 
 
@@ -20,9 +20,7 @@ def tell(source: Source) -> Story:
     sections = [overview.swept(source), headline.headline(source)]
     sections += _categorical(source) if source.is_categorical else _psi(source)
     sections += [cards.cards(source), overview.left_out(source), overview.provenance(source)]
-    of = source.provenance
-    subject = of.get("subject") or of.get("model")
-    name = visible(subject.get("name") or "a network", 80) if isinstance(subject, dict) else "a network"
+    name = visible(network_name(source.run) or "a network", 80)
     of_status = overview.statuses(source).get(None, {})
     subtitle = (
         f"{count(sum(of_status.values()))} neurons, {count(of_status.get('ok', 0))} of them scored, in "

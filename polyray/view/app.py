@@ -21,6 +21,7 @@ from starlette.routing import Route
 from polyray.errors import PolyrayError, nearest
 from polyray.report.catalog import Catalog
 from polyray.report.headline import CONTROLS
+from polyray.report.plain import network_name
 from polyray.report.summary import AUROC_AGAINST
 from polyray.view import asked, export, language, layers, neuron, neurons, trying, words
 from polyray.view.asked import PAGE_SIZES, Asked, RefusedError
@@ -296,7 +297,6 @@ class Pages:
             return root + path + ("?" + urlencode(pairs) if pairs else "")
 
         run = self._site.catalog.dataset.run
-        about = run["provenance"].get("subject") or run["provenance"].get("model") or {}
         html = self._templates.get_template(template).render(
             shown,
             root=root,
@@ -304,7 +304,7 @@ class Pages:
             index=index,
             kind=index.kind,
             run=run,
-            subject=about.get("name") or str(self._site.catalog.dataset.path),
+            subject=network_name(run) or str(self._site.catalog.dataset.path),
             **self._links(request, root),
             is_finished=self._site.is_finished,
             progress=self._site.progress(),

@@ -1,6 +1,8 @@
 """PSI over documents by command: whole, the same for other actors and orders, clear about what cannot be swept."""
 
+import html
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from corpora import WORDS, with_words, write_corpus
 from languages import INNER
 from matplotlib.figure import Figure
 from sweeps import HALF_CPU, by_hand, command, digests, printed_json
+from viewing import viewing
 
 import polyray
 from polyray.cluster import psi_text_resolve
@@ -132,6 +135,22 @@ def test_its_export_has_every_prototype_with_the_activation_at_its_peak(
         listed = [(r["activations"][0], r["tokens"][0]) for r in records]
         assert sorted(listed) == sorted(passages)
         assert [a for a, _ in listed] == sorted((a for a, _ in listed), reverse=True)
+
+
+def test_report_and_viewer_show_documents_and_snippets(swept: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    out, _ = swept
+    assert command("report", out, "--out", tmp_path / "r.html").exit_code == 0
+    page = " ".join(re.sub(r"<[^>]*>", "", (tmp_path / "r.html").read_text()).split())
+    assert "A census of gpt2 " in page
+    assert f"{2 * INNER} neurons, {2 * INNER} of them scored, in 2 layers" in page
+    assert f"{N_DOCUMENTS} documents" in page
+    assert "images" not in page.split("Is it causal?")[0].lower().replace("tiny-imagenet", "")
+    row = polyray.open(out)["clusters"].to_table().to_pylist()[0]
+    with viewing(out) as viewer:
+        shown = viewer.page(f"/neuron?layer={row['layer']}&neuron={row['neuron']}")
+    text = html.unescape(re.sub(r"<[^>]*>", "", shown))
+    assert "documents, best first" in text
+    assert all(re.findall("«(.*)»$", snippet)[-1] in text for snippet in row["snippets"])
 
 
 def test_status_verify_plan_and_sensitivity_know_the_sweep(swept: tuple[Path, dict[str, Any]], folder: Path) -> None:

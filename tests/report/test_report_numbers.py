@@ -13,7 +13,7 @@ import polyray
 from polyray.report import swaps as console
 from polyray.report.charts import Series
 from polyray.report.content import Cards, Facts, Figure, Missing, Prose, Section, Story, Table
-from polyray.report.plain import interval, number, p_value, percent, visible
+from polyray.report.plain import interval, network_name, number, p_value, percent, visible
 from polyray.report.scores import N_ACROSS, _hexes, _limits
 from polyray.report.source import Source
 from polyray.report.story import tell
@@ -373,6 +373,22 @@ def test_language_cards_show_tokens_of_the_surest_neurons(words: Path, tale: Sto
 
 
 # Values
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("/models/of mine/gpt2-small/", "gpt2-small"),
+        ("models/a/b.safetensors", "b.safetensors"),
+        ("openai-community/gpt2", "openai-community/gpt2"),
+        ("torchvision:resnet50", "torchvision:resnet50"),
+        (None, None),
+    ],
+)
+def test_a_network_goes_by_the_last_part_of_a_path(name: str | None, shown: str | None) -> None:
+    for key in ("subject", "model"):
+        assert network_name({"provenance": {key: {"name": name}}}) == shown
+    assert network_name({}) is None
 
 
 def test_missing_numbers_are_dashes_and_never_zeros() -> None:
