@@ -256,7 +256,7 @@ def test_a_sweep_over_images_is_refused(finished: Finished, tmp_path: Path) -> N
 
 def test_a_run_of_another_schema_none_or_an_empty_one_is_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
     to = tmp_path / "to"
-    assert "holds no run" in refused(tmp_path / "nowhere", to)
+    assert "there is no folder" in refused(tmp_path / "nowhere", to)
     (tmp_path / "folder").mkdir()
     assert "holds no run" in refused(tmp_path / "folder", to)
     assert "not come so far" in refused(made(tmp_path / "empty", "categorical", {"h.0": 3}, {}, finish=False), to)
