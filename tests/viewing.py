@@ -79,7 +79,7 @@ def served(app: Starlette | Any, sock: Any) -> Iterator[Viewer]:
 
 
 @contextmanager
-def viewing(out: Path, probe: bool = False) -> Iterator[Viewer]:
+def viewing(out: Path | str, probe: bool = False) -> Iterator[Viewer]:
     """The viewer of a dataset, as `polyray view` starts it."""
     sock = listening(0)
     catalog = Catalog(out)

@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import signal
 from pathlib import Path
 
 from sweeps import Command, Finished, command, digests, printed_json
+from viewing import viewing
 
 import polyray
 from polyray.store import Store
@@ -46,3 +48,13 @@ def test_a_sweep_into_a_bucket_survives_its_driver(
     assert status["finished"]
     neurons = polyray.open(out)["neurons"].to_table()
     assert neurons.equals(polyray.open(finished.out)["neurons"].to_table())
+
+    written = command("report", out, "--out", tmp_path / "r.html", "--json")
+    assert (written.exit_code, printed_json(written)["finished"]) == (0, True), written.output
+    beside = command("report", finished.out, "--out", tmp_path / "beside.html")
+    assert beside.exit_code == 0
+    tables = [re.findall("<td[^>]*>.*?</td>", (tmp_path / name).read_text()) for name in ("r.html", "beside.html")]
+    assert len(tables[0]) > 100
+    assert [a for a, b in zip(*tables, strict=True) if a != b and "actor" not in a] == []
+    with viewing(out) as viewer:
+        assert len(viewer.page("/neurons")) > 1000
