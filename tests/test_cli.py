@@ -72,7 +72,7 @@ def named_yaml(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("science.subject.layers=[edges, e*.x]", "ConfigError", "'e*.x' names no layer"),
         ("science.subject.layers=[]", "ConfigError", "layers is empty"),
         ("science.subject.neurons={edgess: [1]}", "ConfigError", "Did you mean 'edges'"),
-        ("science.subject.neurons={edges: [10]}", "ConfigError", "neurons 0 to 9, got [10]"),
+        ("science.subject.neurons={edges: [10]}", "ConfigError", "neurons 0 to 9, got 10"),
         ("science.subject.neurons={edges: [3, 3]}", "ConfigError", "[3] more than once"),
         ("science.subject.neurons=nowhere.json", "ConfigError", "nowhere.json"),
         ("science.subject.factory=networks:edge_nets", "ConfigError", "Did you mean 'edge_net'"),

@@ -239,7 +239,7 @@ def test_without_labels_nothing_is_significant_and_the_run_says_so(
         ({"subject": {"layers": [1, 4]}}, "has layers 0 to 3, got [4]"),
         ({"subject": {"path": "/nowhere"}}, "/nowhere"),
         ({"subject": {"context": 25}}, "more than the model's 24 tokens"),
-        ({"subject": {"neurons": {"h.1": [INNER]}}}, "has neurons 0 to 19, got [20]"),
+        ({"subject": {"neurons": {"h.1": [INNER]}}}, "has neurons 0 to 19, got 20"),
         ({"subject": {"neurons": {"h.2": [1]}}}, "'h.2' is not among the layers swept"),
         ({"subject": {"neurons": {"h.1": [], "h.3": []}}}, "leaves no neuron"),
         ({"extract": {"span": 12}}, "more than half of the 23 tokens"),
