@@ -21,6 +21,9 @@ NULL_KINDS = ("rotation", "pool", "one_concept")
 PLANTED_KINDS = ("mono", "order2", "order3", "siblings", "unequal", "noise")
 """Planted neurons: one class; two or three classes far apart in text space; two near ones; two, one of them rarer; none
 at all."""
+PLANTED_BALANCE = 0.5
+"""Least balance at which a planted neuron counts as pure in several classes: one that shows one class alone is no such
+one."""
 SHARED_LAYER = "_shared"
 """Value of `layer` for null draws that depend on no layer."""
 

@@ -97,14 +97,15 @@ HOSTILE = (SCRIPT, QUOTES, FORMULA, TURNED, CONTROL, "../../../etc/passwd", "{{ 
 LAYER = 'a/../<b>&"\u202e='
 
 
-def begun(out: Path, layers: dict[str, int], method: str = "psi") -> Store:
-    """A store of a run that has these layers, with the lease."""
+def begun(out: Path, layers: dict[str, int], method: str = "psi", swept: dict[str, int] | None = None) -> Store:
+    """A store of a run that has these layers, of which so many neurons are swept, with the lease."""
     store = Store(out)
     settings = config(list(layers))
     provenance: dict[str, Any] = {"torch": "0", "device_class": "cpu", "n_images": 2400, "layers": layers}
     raw = settings.model_dump(mode="json")
     if method == "categorical":
-        provenance |= {"model": {"name": SCRIPT}, "swept": list(layers), "n_documents": 2}
+        provenance |= {"model": {"name": SCRIPT}, "swept": list(swept or layers), "n_documents": 2}
+        provenance["n_swept"] = swept or layers
     else:
         provenance |= {"subject": {"name": SCRIPT}, "notes": [QUOTES]}
     raw["science"]["method"] = method
@@ -158,9 +159,14 @@ def hostile(out: Path) -> Path:
     return out
 
 
-def language(out: Path) -> Path:
-    """A finished categorical sweep of two layers of three neurons."""
-    store = begun(out, {"h.0": 3, "h.1": 3}, "categorical")
+def language(out: Path, only_read: int = 0) -> Path:
+    """A finished categorical sweep of three neurons of a layer, with the layer before it.
+
+    Args:
+        out: where.
+        only_read: so many neurons more of the layer are mined without being swept.
+    """
+    store = begun(out, {"h.0": 3, "h.1": 3 + only_read}, "categorical", {"h.1": 3})
     texts = [" the", "zebra", "zebras", SCRIPT, TURNED, FORMULA, "\n", " "]
     tokens = [{"token": i, "count": 10 + i, "text": t} for i, t in enumerate(texts)]
     documents = [{"document": i, "name": n, "status": "ok", "n_tokens": 6} for i, n in enumerate(("first", SCRIPT))]
@@ -180,6 +186,8 @@ def language(out: Path) -> Path:
             {"neuron": 1, "status": "ok", "tokens": [0, 3, 4, 5, 6, 7, 1], "means": [3.0, 2, 1, 1, 1, 1, 0.5]},
             {"neuron": 2, "status": "failed", "reason": "an activation is not finite"},
         ]
+        more = range(3, 3 + only_read if layer == "h.1" else 3)
+        core += [{"neuron": i, "status": "ok", "tokens": [0], "means": [1.0]} for i in more]
         put_rows(store, f"core/{layer}", "core", {"core_tokens": core}, layer)
     deciles = [1 - i / 10 for i in range(10)]
     ok = {"neuron": 0, "status": "ok", "n_clusters": 3, "difference": 0.25, "h": 9.0, "p": 0.02, "tau": 0.9}

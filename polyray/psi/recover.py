@@ -14,13 +14,11 @@ from polyray import columns
 from polyray.config import Science
 from polyray.kernels import random, statistics
 from polyray.psi.calibrate import ranked
-from polyray.schema import PLANTED_KINDS, PRESETS
+from polyray.schema import PLANTED_BALANCE, PLANTED_KINDS, PRESETS
 
 PURITIES = (0.0, 0.5, 0.8, 0.9, 0.95)
 """Figures are given for the neurons of at least this purity."""
 LEVEL = 0.05
-BALANCE = 0.5
-"""Least balance at which a neuron counts as pure in several classes: one that shows one class alone is no such one."""
 POLYSEMANTIC = ("order2", "order3")
 """Kinds that power and AUROC are about; siblings, unequal and noise are reported beside them."""
 
@@ -95,7 +93,8 @@ def planted_summary(layers: list[str], found: pa.Table, neurons: pa.Table, scien
 
     Returns:
         Rows of `planted_summary`. Shares have Wilson intervals, AUROCs bootstrap intervals. At a least purity above 0 a
-        neuron of several classes counts only with a balance of at least `BALANCE` (`unequal`: with both classes).
+        neuron of several classes counts only with a balance of at least `schema.PLANTED_BALANCE` (`unequal`: with
+        both classes).
     """
     rows = _Rows()
     for layer in layers:
@@ -106,7 +105,8 @@ def planted_summary(layers: list[str], found: pa.Table, neurons: pa.Table, scien
         purity = np.nan_to_num(columns.floats(of, "purity"), nan=0.0)
         balance = np.nan_to_num(columns.floats(of, "balance"), nan=0.0)
         # The rarer class of `unequal` has to be there at all.
-        needed = np.select([np.isin(kind, ("order2", "order3", "siblings")), kind == "unequal"], [BALANCE, 1e-9], 0.0)
+        several = np.isin(kind, ("order2", "order3", "siblings"))
+        needed = np.select([several, kind == "unequal"], [PLANTED_BALANCE, 1e-9], 0.0)
         ok = of["status"].to_numpy(zero_copy_only=False) == "ok"
         for least in PURITIES:
             pure = ok & ((least == 0) | (purity >= least) & (balance >= needed))

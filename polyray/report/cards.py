@@ -66,10 +66,10 @@ def _psi(source: Source) -> Section:
             Card(f"{layer_name(r['layer'])} · {r['neuron']}", _facts(r, key in verdicts, verdicts.get(key)), groups)
         )
     said = (
-        f"The {len(made)} neurons of smallest p under specific, and among equal p (the smallest is a floor, "
-        "1/(B+1)) of highest log ψ. A row for each cluster: its name, the prompt nearest to it, with the cosine; how "
-        "many of the neuron's examples it holds; their most frequent label; and its prototypes. A name is the nearest "
-        "of a list, not a finding: look at the pictures or texts. Being here is no discovery. "
+        f"The {len(made)} neurons of smallest p under specific, and among equal p (the smallest is a floor, one over "
+        "the one-concept draws and one) of highest log ψ. A row for each cluster: its name, the prompt nearest to it, "
+        "with the cosine; how many of the neuron's examples it holds; their most frequent label; and its prototypes. "
+        "A name is the nearest of a list, not a finding: look at the pictures or texts. Being here is no discovery. "
     )
     n_called = sum(r["called"] is True for r in best)
     said += f"Called at q < {source.alpha} are {n_called} of them." if summarised else "q is not made yet."

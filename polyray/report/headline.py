@@ -8,7 +8,7 @@ from typing import Any
 
 from polyray.report import categorical, papers, sensitivity, summary
 from polyray.report.content import Block, Missing, Prose, Section, Table
-from polyray.report.plain import NOTHING, count, interval, number, p_value, percent, percent_interval, visible
+from polyray.report.plain import NOTHING, count, interval, number, percent, percent_interval, visible
 from polyray.report.scores import unsummarised
 from polyray.report.source import Source, layer_name
 
@@ -27,7 +27,14 @@ def _psi(source: Source) -> Section:
     if not rows:
         blocks.append(Missing(unsummarised(source, "AUROC, depth trend or share of called neurons")))
     rows += _swapped(source) + _varied(source)
-    if rows:
+    if rows and source.setting("plant") is not None:
+        note = (
+            "These neurons were planted, to see whether the method finds what is known of them: their numbers say "
+            "nothing of the network, and the paper has none beside them."
+        )
+        rows = [[*row[:-1], NOTHING] for row in rows]
+        blocks.append(Table("Headline numbers of planted neurons", HEADS, rows, note, n_text=4))
+    elif rows:
         note = (
             f"The paper: {papers.PSI}, {papers.PSI_SETTING}. It has another network, probe set and encoder, so that "
             "another number here is no failure to reproduce; a dash: it gives none. No headline counts without the "
@@ -60,18 +67,23 @@ def _scored(source: Source) -> list[list[str]]:
         said = f"the same in the last layer, {layer_name(last)}"
         found.append([said, auroc("paper", last), f"{hard}: {auroc('specific', last)}", papers.PSI_AUROC])
     if len(source.layers) > 1:
-        tau, p = (figure(m, "paper", score="log_psi") for m in ("depth_tau", "depth_tau_p"))
+        tau = figure("depth_tau", "paper", score="log_psi")
         beside = _figure(figure("depth_tau", "specific", score="log_psi"))
-        found.append(["Kendall's tau of depth and log ψ, paper", f"{_figure(tau)}, p {p_value(p['value'])}",
-                      f"specific: {beside}", papers.PSI_DEPTH])  # fmt: skip
+        found.append(["Kendall's tau of depth and log ψ, paper", _figure(tau), f"specific: {beside}",
+                      papers.PSI_DEPTH])  # fmt: skip
     called, null = figure("called_frac", "specific"), figure("null_called_frac", "specific", "one_concept")
     found.append([f"neurons called polysemantic under specific at q < {source.alpha}",
                   f"{percent(called['value'])} of {count(called['n'])}",
                   f"null neurons of one concept called: {percent(null['value'])} of {count(null['n'])}",
                   NOTHING])  # fmt: skip
     p05 = figure("p05_frac", "specific")
+    at = source.rows(
+        "SELECT avg((specific_p < 0.05)::DOUBLE) AS share, count(*) AS n FROM null_neurons WHERE kind = 'one_concept' "
+        "AND specific_p IS NOT NULL"
+    )[0]
     found.append(["neurons with p < 0.05 under specific, not corrected", f"{percent(p05['value'])} of "
-                  f"{count(p05['n'])}", "by chance alone: at most 5 %", NOTHING])  # fmt: skip
+                  f"{count(p05['n'])}", f"null neurons of one concept: {percent(at['share'])} of {count(at['n'])}",
+                  NOTHING])  # fmt: skip
     return found
 
 
@@ -93,8 +105,9 @@ def _swapped(source: Source) -> list[list[str]]:
          f"aligned − non-aligned: {interval(beside['mean_sd'], beside['low_sd'], beside['high_sd'], 2)}", NOTHING],
         ["causally polysemantic, and p of S < 0.05 under specific",
          f"{percent_interval(both['mean'], both['low'], both['high'])} of {count(both['n'])}",
-         f"null neurons with p < 0.05: {percent(null['mean'])} of {count(null['n'])}; causal whatever S says: "
-         f"{percent(causal['mean'])}", NOTHING],
+         f"causal whatever S says: {percent(causal['mean'])} of {count(causal['n'])}. The verdict has no null; of "
+         f"another contrast, aligned − non-aligned, null neurons with p < 0.05: {percent(null['mean'])} of "
+         f"{count(null['n'])}", NOTHING],
     ]  # fmt: skip
 
 
@@ -145,8 +158,8 @@ def _categorical(source: Source) -> Section:
     ]  # fmt: skip
     gone = [r for c, r in of.items() if c != categorical.ACTUAL]
     verdicts = {v: sum(r["verdict"] == v for r in gone) for v in ("kept", "gone", "undecided", "no effect")}
-    words = {"kept": "leave the effect as it is", "gone": "take it away", "undecided": "are undecided",
-             "no effect": "have no effect to be left"}  # fmt: skip
+    words = {"kept": "leave more than half of the share's excess over one half", "gone": "leave less than half of it",
+             "undecided": "are undecided", "no effect": "have no effect to leave any of"}  # fmt: skip
     said = ", ".join(f"{v} {words[k]}" for k, v in verdicts.items() if v)
     note = (
         f"The paper: {papers.CATEGORICAL}, {papers.CATEGORICAL_SETTING}; its share of the first component is of one "

@@ -11,7 +11,7 @@ from polyray.report.charts import Series, dots, lines
 from polyray.report.content import Block, Facts, Figure, Missing, Panel, Prose, Section, Table
 from polyray.report.headline import CONTROLS
 from polyray.report.plain import NOTHING, count, interval, number, percent, percent_interval, visible
-from polyray.report.scores import MOST_ROWS, unsummarised
+from polyray.report.scores import MOST_ROWS, left_off, unsummarised
 from polyray.report.source import Source, layer_name
 
 CONDITIONS = CONTROLS | {
@@ -41,7 +41,10 @@ _ASKS = {
     "centre_removed": "the core-tokens' mean direction taken out of their embeddings: is it more than one dimension?",
 }
 """What each control breaks, and asks; see categorical/controls.py."""
-_VERDICTS = "kept: what was broken is not what the effect depends on; gone: it is"
+_VERDICTS = (
+    "what is left of the share's excess over one half; kept: more than half of it, gone: less than half, at 95 %; "
+    "undecided: neither is shown"
+)
 
 
 def _named(condition: str) -> str:
@@ -164,13 +167,15 @@ def controls(source: Source) -> Section:
     names_of = [layer_name(r["layer"]) for r in layers]
     svg = dots(names_of, series, "share with a positive difference", told, 0.5, (None, 1.0))
     panels.append(Panel("By layer, beside the method's controls", told, svg))
-    rows = [_line(r["layer"], c, r["conditions"][c]) for r in reversed(records) for c in names if c in r["conditions"]]
+    in_turn = sorted(records, key=lambda r: r["layer"] is not None)
+    rows = [_line(r["layer"], c, r["conditions"][c]) for r in in_turn for c in names if c in r["conditions"]]
     heads = ("where", "condition", "n", "positive (95 % interval)", "left of the effect", "tau", "first component",
              "verdict")  # fmt: skip
     note = (
         f"Verdict: {_VERDICTS}. n: qualifying neurons with a difference in the condition. Intervals resample layers "
         "and token groups, since neurons that share tokens are not independent. A dash: the figure does not exist "
         "there (with one cluster there is no second component; of one token group there is no interval)."
+        + left_off(len(rows), "categorical")
     )
     every = Table("Every condition", heads, rows[:MOST_ROWS], note, n_text=2, last_is_text=True)
     caption = (
@@ -279,7 +284,8 @@ def _clamps(source: Source) -> list[Block]:
              "KL above control's")  # fmt: skip
     note = (
         "A neuron is held at a quantile of its own distribution at its core-tokens; the control is a random neuron of "
-        "equal scale. Means over neurons of the mean absolute change of the neurons that it feeds, in their standard "
-        "deviations, and of the divergence of the output distribution; a dash: the model has no head."
+        "equal scale. Means over neurons and those that they feed of the absolute value of the mean change, in "
+        "standard deviations of the one that is fed, and of the divergence of the output distribution; a dash: the "
+        "model has no head."
     )
     return [Table("Clamps: what holding a neuron does", heads, cells, note)] if cells else []

@@ -66,6 +66,9 @@ def _subject(source: Source) -> list[tuple[str, str]]:
     sizes = [f"{count(of[key])} {what}" for key, what in items.items() if isinstance(of.get(key), int)]
     if sizes:
         rows.append(("Shown", ", ".join(sizes)))
+    if source.setting("plant") is not None:
+        said = "known truth, in place of the network's own: fitted on one half of every class, mined on the other"
+        rows.append(("Neurons", said))
     if source.is_categorical:
         core = {"core-tokens": asked("core", "n_core"), "a token's least count": asked("core", "min_count")}
         core |= {"precursors": asked("connect", "n_precursors"), "taken-clusters": asked("overlap", "min_clusters")}
@@ -230,7 +233,8 @@ def _unswapped(source: Source) -> list[Block]:
 def _failures(source: Source) -> Block:
     rows = source.rows(
         "SELECT stage, item, split_part(reason, ':', 1) AS what, min(reason) AS example, "
-        "count(DISTINCT item_id) AS n FROM failures GROUP BY ALL ORDER BY n DESC, 1, 2, 3"
+        "count(DISTINCT (CASE WHEN item = 'neuron' THEN layer END, item_id)) AS n FROM failures GROUP BY ALL "
+        "ORDER BY n DESC, 1, 2, 3"
     )
     if not rows:
         return Prose("Nothing failed: the table of failures is empty.")

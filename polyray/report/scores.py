@@ -21,7 +21,7 @@ FEWEST_BINS, MOST_BINS = 16, 48
 """Bins of a density: the more neurons, the more."""
 N_ACROSS = 18
 """Hexagons from left to right of a plane: few enough that a table of them can be read."""
-MOST_ROWS = 600
+MOST_ROWS = 3000
 """Most rows of a folded table; the dataset has the rest."""
 CHANCE = 3 * math.log(0.5)
 """log ψ where no component is beyond chance."""
@@ -36,6 +36,11 @@ _ASKS = {
 _PLANES = (("S", "Q"), ("S", "D"), ("Q", "D"))
 SIGNS = {"all three": "dot", "same concept, two classes": "ring", "low-level split": "vee"}
 """Sign of a hexagon most of whose neurons have the pattern."""
+
+
+def left_off(n: int, table: str) -> str:
+    """What a note says of rows that are left out of a table with so many: nothing where there are none."""
+    return "" if n <= MOST_ROWS else f" These are the first {count(MOST_ROWS)} of {count(n)} rows; {table} has all."
 
 
 def distributions(source: Source) -> Section:
@@ -158,13 +163,14 @@ def aurocs(source: Source) -> Section:
     full = [
         [layer_name(r["layer"]), r["preset"], r["null_kind"].replace("_", " "), _SCORE.get(r["score"], r["score"]),
          _auroc(r), count(r["n"])]
-        for r in rows
+        for r in sorted(rows, key=lambda r: r["layer"] is not None)
         if r["layer"] is None or r["null_kind"] == AUROC_AGAINST.get(r["preset"])
     ]  # fmt: skip
     every = Table(
         "AUROC of every score: of layers against the preset's own null, of the sweep against every kind",
-        ("layer", "preset", "against", "score", "AUROC (95 % interval)", "n"), full[-MOST_ROWS:], n_text=4,
-        note="n: the smaller of the two sides. The table layer_summary has every kind by layer too.",
+        ("layer", "preset", "against", "score", "AUROC (95 % interval)", "n"), full[:MOST_ROWS], n_text=4,
+        note="n: the smaller of the two sides. The table layer_summary has every kind by layer too."
+        + left_off(len(full), "layer_summary"),
     )  # fmt: skip
     caption = (
         "A mark is the probability that a real neuron has the higher score than a null neuron; its line is the "
@@ -267,7 +273,11 @@ def _trends(source: Source) -> list[Block]:
     found: list[Block] = [Table("Do scores rise with depth?", ("score", "tau (95 % interval)", "p"), taus, note)]
     heads = ("layer", "preset", "difference (95 % interval)", "p")
     caption = "Median log ψ of a layer less that of the layer before"
-    found.append(Table(caption, heads, steps[:MOST_ROWS], n_text=2, folded=True))
+    note = (
+        "p: Mann and Whitney's test, one-sided: is the later layer above? It takes neurons for independent, and asks "
+        "of all ranks rather than of the medians." + left_off(len(steps), "layer_summary")
+    )
+    found.append(Table(caption, heads, steps[:MOST_ROWS], note, n_text=2, folded=True))
     return found
 
 
@@ -320,7 +330,7 @@ def components(source: Source) -> Section:
     if not diagnosed:
         caption += " Diagnoses are not made yet, so that there are dots alone."
     heads = ("plane", "z across", "z up", "neurons", "all three", "same concept, two classes", "low-level split")
-    hexes = Table("Neurons of every hexagon, by its centre", heads, rows[: 2 * MOST_ROWS])
+    hexes = Table("Neurons of every hexagon, by its centre", heads, rows)
     figure = Figure("components", "Three planes of three components", caption, panels, [hexes])
     return Section("components", title, [figure, *_diagnoses(source, diagnosed)])
 
@@ -371,18 +381,35 @@ def _hexes(
 
 
 def _diagnoses(source: Source, diagnosed: bool) -> list[Block]:
+    asked = "SELECT specific_S_p < 0.05 AS s, specific_Q_p < 0.05 AS q, specific_D_p < 0.05 AS d, count(*) AS n FROM"
     beyond = source.rows(
-        "SELECT specific_S_p < 0.05 AS s, specific_Q_p < 0.05 AS q, specific_D_p < 0.05 AS d, count(*) AS n "
-        "FROM neurons WHERE status = 'ok' AND specific_p IS NOT NULL GROUP BY ALL ORDER BY n DESC, 1, 2, 3"
+        f"{asked} neurons WHERE status = 'ok' AND specific_p IS NOT NULL GROUP BY ALL ORDER BY n DESC, 1, 2, 3"
     )
-    whole = sum(r["n"] for r in beyond)
+    nulls = {
+        (r["s"], r["q"], r["d"]): r["n"]
+        for r in source.rows(f"{asked} null_neurons WHERE kind = 'one_concept' AND specific_p IS NOT NULL GROUP BY ALL")
+    }
+    whole, n_null = sum(r["n"] for r in beyond), sum(nulls.values())
+
+    def by_chance(*patterns: tuple[bool | None, bool | None, bool | None]) -> str:
+        """Share of the null neurons that have one of some patterns, None for whatever a component does."""
+        hits = sum(n for of, n in nulls.items() if any(all(a is None or a == b for a, b in zip(p, of, strict=True))
+                                                       for p in patterns))  # fmt: skip
+        return percent(hits / n_null) if n_null else NOTHING
 
     def yes(value: bool | None) -> str:
         return NOTHING if value is None else "yes" if value else "no"
 
-    rows = [[yes(r["s"]), yes(r["q"]), yes(r["d"]), count(r["n"]), percent(r["n"] / whole)] for r in beyond]
-    note = "A component is beyond chance where its p under specific is below 0.05; 5 % would be by chance alone."
-    heads = ("S beyond chance", "Q beyond chance", "D beyond chance", "neurons", "share")
+    rows = [
+        [yes(r["s"]), yes(r["q"]), yes(r["d"]), count(r["n"]), percent(r["n"] / whole),
+         by_chance((r["s"], r["q"], r["d"]))]
+        for r in beyond
+    ]  # fmt: skip
+    note = (
+        "A component is beyond chance where its p under specific is below 0.05, not corrected. Beside it the share of "
+        f"the {count(n_null)} null neurons of one concept of which the same is true."
+    )
+    heads = ("S beyond chance", "Q beyond chance", "D beyond chance", "neurons", "share", "null neurons")
     found: list[Block] = [Table("Which components are beyond chance", heads, rows, note, n_text=3)]
     if not diagnosed:
         return [*found, Missing("Diagnoses are made by the last stages, which need every layer.")]
@@ -393,6 +420,13 @@ def _diagnoses(source: Source, diagnosed: bool) -> list[Block]:
     if not named:
         return [*found, Prose("No neuron has a diagnosis.")]
     total = source.rows("SELECT count(*) AS n FROM neuron_summary")[0]["n"]
-    cells = [[visible(r["name"]), count(r["n"]), percent(r["n"] / total)] for r in named]
-    note = "Of all neurons; one neuron may have several. Dead, constant and too few examples are excluded neurons."
-    return [*found, Table("Diagnoses", ("diagnosis", "neurons", "share"), cells, note)]
+    scored = {"low-level split": by_chance((True, False, False)),
+              "same concept, two classes": by_chance((None, True, False))}  # fmt: skip
+    cells = [
+        [visible(r["name"]), count(r["n"]), percent(r["n"] / total), scored.get(r["name"], NOTHING)] for r in named
+    ]
+    note = (
+        "Of all neurons; one neuron may have several. Dead, constant and too few examples are excluded neurons. The "
+        "two that rest on p have the share of null neurons of one concept beside them: so many have it by chance."
+    )
+    return [*found, Table("Diagnoses", ("diagnosis", "neurons", "share", "null neurons"), cells, note)]

@@ -21,12 +21,14 @@ def tell(source: Source) -> Story:
     sections += _categorical(source) if source.is_categorical else _psi(source)
     sections += [cards.cards(source), overview.left_out(source), overview.provenance(source)]
     name = visible(network_name(source.run) or "a network", 80)
+    is_planted = source.setting("plant") is not None
     of_status = overview.statuses(source).get(None, {})
     subtitle = (
-        f"{count(sum(of_status.values()))} neurons, {count(of_status.get('ok', 0))} of them scored, in "
-        f"{len(source.layers)} layers · run {visible(source.run.get('run_id'))}"
+        f"{count(sum(of_status.values()))} {'planted ' if is_planted else ''}neurons, {count(of_status.get('ok', 0))} "
+        f"of them scored, in {len(source.layers)} layers · run {visible(source.run.get('run_id'))}"
     )
-    return Story(f"A census of {name}", subtitle, overview.state(source), sections)
+    title = f"Neurons planted on {name}" if is_planted else f"A census of {name}"
+    return Story(title, subtitle, overview.state(source), sections)
 
 
 def _psi(source: Source) -> list[Section]:

@@ -10,9 +10,9 @@ from polyray.report.charts import Series, dots
 from polyray.report.content import Block, Figure, Missing, Panel, Prose, Section, Table
 from polyray.report.papers import PSI_SWAP
 from polyray.report.plain import NOTHING, count, interval, number, p_value, percent, percent_interval, visible
-from polyray.report.scores import MOST_ROWS
+from polyray.report.scores import MOST_ROWS, left_off
 from polyray.report.source import SWEEP, Source, layer_name
-from polyray.schema import CONTRASTS, PLANTED_KINDS
+from polyray.schema import CONTRASTS, PLANTED_BALANCE, PLANTED_KINDS
 
 _HEADS = {
     "aligned-random": "aligned − random",
@@ -75,7 +75,7 @@ def _place(record: dict[str, Any]) -> str:
 
 def _contrasts(records: list[dict[str, Any]]) -> Table:
     rows = []
-    for r in records:
+    for r in sorted(records, key=lambda r: r["layer"] is not None):
         for contrast in CONTRASTS:
             f = r["contrasts"][contrast]
             rows.append([_place(r), _HEADS[contrast], interval(f["mean_sd"], f["low_sd"], f["high_sd"], 2),
@@ -83,8 +83,9 @@ def _contrasts(records: list[dict[str, Any]]) -> Table:
                          count(f["n"])])  # fmt: skip
     note = (
         "n: neurons. p: Wilcoxon's signed-rank test of the neurons' means; q: by Benjamini and Hochberg within the "
-        "contrast. Below the layers and the whole sweep: the sweep by quartile of specific log ψ, and by share of the "
-        "image in the box. A dash: no neuron has a difference, or its spread is not known."
+        "contrast. The whole sweep comes first, then the sweep by quartile of specific log ψ and by share of the "
+        "image in the box, then the layers. A dash: no neuron has a difference, or its spread is not known."
+        + left_off(len(rows), "effects")
     )
     heads = ("where", "contrast", "in sd (95 % interval)", "raw response (95 % interval)", "p", "q", "n")
     return Table("Every contrast", heads, rows[:MOST_ROWS], note, n_text=2)
@@ -96,7 +97,7 @@ def _causal_figure(places: list[dict[str, Any]]) -> Figure:
     series = [
         Series(label, *([r[c][end] for r in places] for end in ("mean", "low", "high"))) for c, label in labels.items()
     ]
-    series.append(Series("null neurons with p < 0.05", [r["null_p05"]["mean"] for r in places]))
+    series.append(Series("null neurons, aligned − non-aligned, p < 0.05", [r["null_p05"]["mean"] for r in places]))
     told = "Share of causally polysemantic neurons by layer; the numbers are in the table below"
     svg = dots(names, series, "share of neurons", told, 0.05, (0.0, 1.0))
     rows = [
@@ -104,14 +105,22 @@ def _causal_figure(places: list[dict[str, Any]]) -> Figure:
          percent(r["null_p05"]["mean"]), count(r["n"]), count(r["causal"]["n"]), count(r["null_p05"]["n"])]
         for name, r in zip(names, places, strict=True)
     ]  # fmt: skip
-    heads = ("layer", *labels.values(), "null p < 0.05", "swapped", "with a verdict", "null neurons")
+    heads = (
+        "layer",
+        *labels.values(),
+        "null neurons, aligned − non-aligned, p < 0.05",
+        "swapped",
+        "with a verdict",
+        "null neurons",
+    )
     note = "A dash: no neuron has a verdict, which takes two clusters with five hosts each."
     table = Table("Causally polysemantic neurons", heads, rows, note)
     caption = (
-        "A neuron is causally polysemantic when at least two of its clusters drive it: aligned − random above 0 at "
-        "q < 0.05. Two clusters of one concept drive a neuron too; the second mark therefore asks for p of S below "
-        "0.05 under specific as well, and is the one to quote. For null neurons, where aligned and non-aligned are the "
-        "same thing, the share with p < 0.05 should be near 0.05, dashed."
+        "A neuron is causally polysemantic when at least two of its clusters drive it: aligned − random above 0 at q "
+        "< 0.05. Two clusters of one concept drive a neuron too; the second mark therefore asks for p of S below 0.05 "
+        "under specific as well, and is the one to quote. Null neurons check the tests and not the verdict, which has "
+        "no null: there aligned and non-aligned are the same thing, and the share with p < 0.05 of that contrast "
+        "should be near 0.05, dashed."
     )
     panel = Panel("Share by layer", told, svg)
     return Figure("causal", "Causally polysemantic neurons", caption, [panel], [table])
@@ -165,20 +174,25 @@ def plants(source: Source) -> Section | None:
                                percent_interval(f["value"], f["low"], f["high"]), count(f["n"])])  # fmt: skip
     caption = (
         f"Planted neurons are of known truth; those whose top examples are at least {planted.PURE:.0%} of their "
-        "classes count (noise: all). Left: share that is significant under specific: for mono, one concept, it is the "
-        "size of the test and should be near 0.05, dashed; for order2 and order3 it is power. Right: probability that "
-        "a neuron of the kind scores above a monosemantic one, with 95 % intervals."
+        f"classes count, and show them evenly: with a balance of at least {PLANTED_BALANCE:g}, of unequal ones both "
+        "(noise: all). Left: share that is significant under specific: for mono, one concept, it is the size of the "
+        "test and should be near 0.05, dashed; for order2 and order3 it is power. Right: probability that a neuron of "
+        "the kind scores above a monosemantic one, with 95 % intervals."
     )
     cells = [[layer_name(r["layer"]), *planted.cells(r)[1:]] for r in records]
     main = Table("Planted neurons", planted.COLUMNS, cells, _PLANTED_NOTE, n_text=2)
     heads = ("layer", "kind", "purity at least", "share with p of S < 0.05", "n")
-    every = Table("Significance by purity", heads, curves[:MOST_ROWS], n_text=2)
+    note = (
+        f"Above purity 0 a neuron of several classes counts only with a balance of at least {PLANTED_BALANCE:g}, an "
+        "unequal one with both classes." + left_off(len(curves), "planted_summary")
+    )
+    every = Table("Significance by purity", heads, curves[:MOST_ROWS], note, n_text=2)
     return Section("planted", title, [Figure("planted", "Size and power", caption, panels, [every]), main])
 
 
 _PLANTED_NOTE = (
-    "purity, balance: means over all neurons of the kind. Intervals are of 95 %. An empty cell: the figure does not "
-    "apply to the kind, or no neuron is pure enough."
+    "purity, balance: means over all neurons of the kind; n ≥ 0.95: those that are as pure, and balanced. Intervals "
+    "are of 95 %. An empty cell: the figure does not apply to the kind, or no neuron is pure enough."
 )
 
 

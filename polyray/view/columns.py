@@ -9,7 +9,8 @@ from typing import Literal
 
 from polyray.schema import PRESETS
 
-STATUSES = ("ok", "excluded", "failed")
+STATUSES = ("ok", "excluded", "failed", "mined")
+"""Of a neuron; `mined`: of a language sweep that is not about it, but read it because it may be a precursor."""
 
 Shown = Literal["float", "p", "count", "flag"]
 

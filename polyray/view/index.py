@@ -27,8 +27,9 @@ _PSI = (
     + ", n.fdr_q, n.called, n.diagnosis AS diagnosis"
 )
 _CATEGORICAL = (
-    "coalesce(p.status, n.status) AS status, coalesce(p.reason, n.reason) AS reason, p.n_clusters, p.difference, "
-    "p.tau, p.p, p.first, n.means[1] AS top_mean, p.diagnosis AS diagnosis, coalesce(n.tokens[1:6], []) AS tokens"
+    "coalesce(p.status, CASE WHEN n.status = 'ok' AND ({not_swept}) THEN 'mined' ELSE n.status END) AS status, "
+    "coalesce(p.reason, n.reason) AS reason, p.n_clusters, p.difference, p.tau, p.p, p.first, n.means[1] AS top_mean, "
+    "p.diagnosis AS diagnosis, coalesce(n.tokens[1:6], []) AS tokens"
 )
 
 
@@ -44,8 +45,10 @@ class Index:
         run = catalog.dataset.run
         self.method = str(run["config"]["science"].get("method", "psi"))
         self.kind: Kind = kind_of(self.method)
-        self.planned: dict[str, int] = dict(run["provenance"].get("layers", {}))
+        mined = run["provenance"].get("layers", {})
+        self.planned: dict[str, int] = dict(run["provenance"].get("n_swept") or mined)
         """Neurons that the sweep is about, by layer, in order of depth."""
+        self._known = list(mined)
         number = next(_NUMBERS)
         self.neurons, self.clusters = f"neurons_{number}", f"clusters_{number}"
         """Names of the index's tables, for queries; `rowid` of a neuron is its place among all, by depth and index."""
@@ -56,7 +59,7 @@ class Index:
     def _fill(self) -> None:
         source = "core_tokens" if self.is_categorical else "neurons"
         found = [r["layer"] for r in self._catalog.rows(f"SELECT DISTINCT layer FROM {source} ORDER BY layer")]
-        self.layers: list[str] = list(dict.fromkeys([*self.planned, *found]))
+        self.layers: list[str] = list(dict.fromkeys([*self._known, *self.planned, *found]))
         """Names of layers by their number in the index."""
         make = self._catalog.make
         make(
@@ -68,7 +71,12 @@ class Index:
         self.diagnoses = self._texts_of("proximity" if self.is_categorical else "neuron_summary", "diagnosis")
         if self.is_categorical:
             self.reasons = list(dict.fromkeys([*self.reasons, *self._texts_of("proximity", "reason")]))
-            joined = f"{_CATEGORICAL} FROM core_tokens n LEFT JOIN proximity p USING (layer, neuron)"
+            # At the end every neuron that was swept has its row; before it, whole layers alone are known not to be.
+            beside = "true" if self._catalog.dataset.is_finished else "NOT list_contains($swept::VARCHAR[], n.layer)"
+            joined = (
+                _CATEGORICAL.format(not_swept=beside)
+                + " FROM core_tokens n LEFT JOIN proximity p USING (layer, neuron)"
+            )
         else:
             verdict = (
                 "SELECT layer, neuron, causal FROM effects WHERE kind = 'real' AND scope = 'neuron' AND split = 'all' "
@@ -82,7 +90,8 @@ class Index:
             "(list_position($diagnoses, diagnosis) - 1)::INTEGER AS diagnosis, "
             f"* EXCLUDE (layer_id, layer, neuron, status, reason, diagnosis) FROM "
             f"(SELECT n.layer, n.neuron, {joined}) JOIN {self.layer_numbers} USING (layer) ORDER BY layer_id, neuron",
-            {"statuses": list(STATUSES), "reasons": self.reasons, "diagnoses": self.diagnoses},
+            {"statuses": list(STATUSES), "reasons": self.reasons, "diagnoses": self.diagnoses}
+            | ({"swept": list(self.planned)} if "$swept" in joined else {}),
         )
         self._fill_clusters()
         pa.default_memory_pool().release_unused()

@@ -10,6 +10,7 @@ import numpy as np
 
 from polyray.report.catalog import Catalog
 from polyray.report.summary import AUROC_AGAINST
+from polyray.view.columns import STATUSES
 from polyray.view.index import Index
 
 N_BINS = 40
@@ -20,19 +21,18 @@ def overview(index: Index, catalog: Catalog, preset: str) -> dict[str, Any]:
 
     Returns:
         low, high: ends of what the distributions show; most: neurons of the largest layer; layers in order of depth:
-        layer, planned (neurons that the sweep is about), n, n_ok, n_excluded, n_failed, n_tested and n_called (with a
-        q, and with one below alpha; of a language sweep with a difference, and with one above 0), median, counts and
-        null_counts by bin, and what the sweep's own summary says where there is one: auroc (value, low, high) against
-        the null neurons that ask the preset's question, null_called (share of those called as neurons are), and beside
-        (of a language sweep, the share with a positive difference under each control of `BESIDE`); total: the same over
-        all layers.
+        layer, planned (neurons that the sweep is about), n (those of them that have a row), n_ok, n_excluded, n_failed,
+        n_tested and n_called (with a q, and with one below alpha; of a language sweep with a difference, and with one
+        above 0), median, counts and null_counts by bin, and what the sweep's own summary says where there is one: auroc
+        (value, low, high) against the null neurons that ask the preset's question, null_called (share of one-concept
+        null neurons that are called as neurons are), and beside (of a language sweep, the share with a positive
+        difference under each control of `BESIDE`); total: the same over all layers.
     """
     value = index.kind.column(index.kind.spread).of(preset)
-    low, high = _ends(index, value)
+    low, high = _ends(index, catalog, preset, value)
     bins = {"low": low, "step": (high - low) / N_BINS or 1.0, "last": N_BINS - 1}
     grouped = index.ask(
-        f"SELECT layer_id, count(*) AS n, {_figures(index, value)} FROM {index.neurons} GROUP BY GROUPING SETS "
-        "((layer_id), ())"
+        f"SELECT layer_id, {_figures(index, value)} FROM {index.neurons} GROUP BY GROUPING SETS ((layer_id), ())"
     )
     of = {r["layer_id"]: r for r in grouped}
     empty = {c: 0 for c in ("n", "n_ok", "n_excluded", "n_failed", "n_tested", "n_called")} | {"median": None}
@@ -63,9 +63,11 @@ def _told(catalog: Catalog, preset: str) -> dict[str | None, dict[str, Any]]:
     """What `layer_summary` has, by layer, None for the whole sweep."""
     if preset not in AUROC_AGAINST:
         return {}
+    # Neurons are called under `specific` whatever preset is shown, and what is called by mistake is of its null.
     rows = catalog.rows(
-        "SELECT layer, metric, value, low, high FROM layer_summary WHERE null_kind = $kind AND "
-        "(metric = 'auroc' AND preset = $preset AND score = 'log_psi' OR metric = 'null_called_frac')",
+        "SELECT layer, metric, value, low, high FROM layer_summary WHERE "
+        "metric = 'auroc' AND preset = $preset AND null_kind = $kind AND score = 'log_psi' OR "
+        "metric = 'null_called_frac' AND preset = 'specific' AND null_kind = 'one_concept'",
         {"kind": AUROC_AGAINST[preset], "preset": preset},
     )
     found: dict[str | None, dict[str, Any]] = {}
@@ -92,18 +94,23 @@ def _figures(index: Index, value: str) -> str:
         "fdr_q IS NOT NULL", "called")  # fmt: skip
     statuses = ", ".join(f"count(*) FILTER (status = {i}) AS n_{s}" for i, s in enumerate(("ok", "excluded", "failed")))
     return (
-        f"{statuses}, count(*) FILTER ({tested}) AS n_tested, count(*) FILTER ({called}) AS n_called, "
-        f"median({value}) AS median"
+        f"count(*) FILTER (status <> {STATUSES.index('mined')}) AS n, {statuses}, "
+        f"count(*) FILTER ({tested}) AS n_tested, count(*) FILTER ({called}) AS n_called, median({value}) AS median"
     )
 
 
-def _ends(index: Index, value: str) -> tuple[float, float]:
-    """What most values lie between; those beyond are counted in the last bins."""
-    found = index.ask(
-        f"SELECT quantile_cont({value}, [0.005, 0.995]) AS ends FROM {index.neurons} WHERE isfinite({value})"
-    )[0]["ends"]
+def _ends(index: Index, catalog: Catalog, preset: str, value: str) -> tuple[float, float]:
+    """What most values lie between, of null neurons as well; those beyond are counted in the last bins."""
+    quantiles = f"quantile_cont({value}, [0.005, 0.995]) AS ends"
+    found = index.ask(f"SELECT {quantiles} FROM {index.neurons} WHERE isfinite({value})")[0]["ends"]
     low, high = found or (-3.0, 0.0)
-    return (low, high) if index.is_categorical else (min(low, -1.0), 0.0)
+    if index.is_categorical:
+        return low, high
+    null = catalog.rows(
+        f"SELECT {quantiles} FROM null_neurons WHERE kind = $kind AND isfinite({value})",
+        {"kind": AUROC_AGAINST[preset]},
+    )[0]["ends"]
+    return min(low, -1.0, *((null or [0.0])[:1])), 0.0
 
 
 def _bin(value: str) -> str:

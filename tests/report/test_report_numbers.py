@@ -176,8 +176,29 @@ def test_patterns_and_diagnoses_are_counted(out: Path, story: Story) -> None:
     }
     assert found == dict(expected)
     said = Counter(d for r in rows_of(out, "neuron_summary") if r["diagnosis"] for d in r["diagnosis"].split("; "))
-    assert {r["diagnosis"]: int(r["neurons"]) for r in table(story, "Diagnoses")} == dict(said)
+    diagnoses = {r["diagnosis"]: r for r in table(story, "Diagnoses")}
+    assert {name: int(r["neurons"]) for name, r in diagnoses.items()} == dict(said)
     assert len(said) >= 2
+
+
+def test_what_rests_on_p_has_the_null_neurons_beside_it(out: Path, story: Story) -> None:
+    nulls = [r for r in rows_of(out, "null_neurons") if r["kind"] == "one_concept" and r["specific_p"] is not None]
+    beyond = [tuple(r[f"specific_{c}_p"] < 0.05 for c in "SQD") for r in nulls]
+    assert 0 < sum(s for s, _, _ in beyond) < len(beyond)
+    for r in table(story, "Which components"):
+        same = tuple(r[f"{c} beyond chance"] == "yes" for c in "SQD")
+        assert r["null neurons"] == percent(beyond.count(same) / len(beyond))
+    split, concept = (
+        sum(s and not q and not d for s, q, d in beyond) / len(beyond),
+        sum(q and not d for _, q, d in beyond) / len(beyond),
+    )
+    diagnoses = {r["diagnosis"]: r["null neurons"] for r in table(story, "Diagnoses")}
+    expected = {"low-level split": percent(split), "same concept, two classes": percent(concept)}
+    assert diagnoses == {name: expected.get(name, "–") for name in diagnoses}
+    assert expected.keys() & diagnoses.keys()
+    (share,) = [r for r in table(story, "Headline") if r["figure"].startswith("neurons with p < 0.05")]
+    small = sum(r["specific_p"] < 0.05 for r in nulls) / len(nulls)
+    assert share["beside it, as a control"] == f"null neurons of one concept: {percent(small)} of {len(nulls)}"
 
 
 def test_hexagons_hold_every_neuron_once_with_its_patterns(out: Path, story: Story) -> None:
@@ -217,14 +238,15 @@ def test_contrasts_are_the_console_tables(out: Path, story: Story) -> None:
     records = console.records(polyray.open(out))
     found = table(story, "Every contrast")
     assert len(found) == 6 * len(records)
-    first = records[0]["contrasts"]["aligned-random"]
-    assert found[0]["where"] == "stem"
+    assert [r["where"] for r in found[:6]] == ["whole sweep"] * 6
+    assert [r["where"] for r in found[-6:]] == [[r["layer"] for r in records if r["layer"] is not None][-1]] * 6
+    first = next(r for r in records if r["layer"] is None and r["split"] == "all")["contrasts"]["aligned-random"]
     assert found[0]["in sd (95 % interval)"] == interval(first["mean_sd"], first["low_sd"], first["high_sd"], 2)
     assert found[0]["raw response (95 % interval)"] == interval(first["mean"], first["low"], first["high"], 2)
     whole = next(r for r in records if r["layer"] is None and r["split"] == "all")
     causal = table(story, "Causally polysemantic")[-1]
     assert causal["causally polysemantic"].startswith(percent(whole["causal"]["mean"]))
-    assert causal["null p < 0.05"] == percent(whole["null_p05"]["mean"])
+    assert causal["null neurons, aligned − non-aligned, p < 0.05"] == percent(whole["null_p05"]["mean"])
     share = next(r for r in table(story, "Headline") if r["figure"].startswith("causally"))
     assert share["here (95 % interval)"].startswith(percent(whole["causal_specific"]["mean"]))
     judged = [r["causal"] for r in rows_of(out, "effects") if r["scope"] == "neuron" and r["kind"] == "real"
@@ -342,7 +364,10 @@ def test_every_condition_stands_beside_the_actual_one(words: Path, tale: Story) 
     assert "order permuted: 85.0\u00a0%" in share["beside it, as a control"]
     assert share["the paper"] == "78.01 %"
     (said,) = [b.text for b in section(tale, "headline").blocks if isinstance(b, Prose)]
-    assert "Of 5 controls, 2 leave the effect as it is, 3 take it away" in said
+    assert (
+        "Of 5 controls, 2 leave more than half of the share's excess over one half, 3 leave less than half of it"
+        in said
+    )
 
 
 def test_signatures_and_clamps(words: Path, tale: Story) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from censuses import census, put_rows
+from sweeps import Finished
 from viewing import Viewer, begun, language, scored, viewing
 
 import polyray
@@ -159,7 +160,35 @@ def test_the_map_counts_as_a_loop_does(index: Index, out: Path, rows: list[Row])
             inside = np.clip(np.floor((np.array(values) - edges[0]) / (edges[1] - edges[0])), 0, layers.N_BINS - 1)
             assert r["counts"] == np.bincount(inside.astype(int), minlength=layers.N_BINS).tolist()
             null = polyray.open(out)["null_neurons"].to_table().to_pylist()
-            assert sum(r["null_counts"]) == sum(n["layer"] == r["layer"] and n["kind"] == "pool" for n in null)
+            null = [n for n in null if n["kind"] == "pool"]
+            assert sum(r["null_counts"]) == sum(n["layer"] == r["layer"] for n in null)
+            scores = [n["selective_log_psi"] for n in null if math.isfinite(n["selective_log_psi"] or math.nan)]
+            assert found["low"] <= np.quantile(scores, 0.005) + 1e-9
+
+
+def test_what_is_called_by_mistake_is_of_the_null_that_is_called_against(finished: Finished) -> None:
+    out = finished.out
+    index = Index(Catalog(out))
+    (called,) = [
+        r["value"]
+        for r in polyray.open(out)["layer_summary"].to_table().to_pylist()
+        if (r["layer"], r["metric"], r["preset"], r["null_kind"])
+        == (None, "null_called_frac", "specific", "one_concept")
+    ]
+    for preset in ("paper", "selective", "specific"):
+        assert layers.overview(index, Catalog(out), preset)["total"]["null_called"] == called
+
+
+def test_neurons_that_were_only_read_are_no_neurons_of_the_sweep(tmp_path: Path) -> None:
+    out = language(tmp_path / "out", only_read=4)
+    index = Index(Catalog(out))
+    found = {r["layer"]: r for r in layers.overview(index, Catalog(out), "")["layers"]}
+    assert (found["h.0"]["planned"], found["h.0"]["n"], found["h.0"]["n_ok"]) == (None, 1, 0)  # the one that failed
+    assert (found["h.1"]["planned"], found["h.1"]["n"], found["h.1"]["n_ok"]) == (3, 3, 1)
+    with viewing(out) as viewer:
+        page = viewer.page("/neurons?status=mined")
+        assert set(shown(page)) == {("h.0", 0), ("h.0", 1), *(("h.1", i) for i in range(3, 7))}
+        assert 'value="mined"' in page
 
 
 def test_the_search_ranks_whole_names_before_beginnings_and_parts(index: Index, out: Path) -> None:
@@ -295,7 +324,7 @@ def test_the_language_page_tells_tokens_precursors_and_the_curve(tmp_path: Path)
 
 def test_the_language_map_has_its_controls_beside_it(tmp_path: Path) -> None:
     with viewing(language(tmp_path / "out")) as viewer:
-        page = " ".join(re.sub(r"<[^>]*>", " ", viewer.page("/")).split())
+        page = " ".join(re.sub(r"<[^>]*>", " ", viewer.page("/")).split()).replace(" ;", ";")
     assert "positive difference 100.0 % 1 of 1; random precursors 75.0 %; tokens replaced 25.0 %" in page
     first, second = page[page.index(" h.0 ") :].split(" h.1 ", 1)
     assert "100.0 % 62.5 % 50.0 % 1 " in second
