@@ -21,6 +21,9 @@ from polyray.errors import ConfigError
 from polyray.overlay import opened
 from polyray.report import planted
 from polyray.report.catalog import Catalog
+from polyray.report.content import Facts, Table
+from polyray.report.source import Source
+from polyray.report.story import tell
 from polyray.schema import PLANTED_KINDS
 from polyray.serving.bench import Bench
 from polyray.store import Store
@@ -52,6 +55,19 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     config = load_config(write_config(folder / "planted.yaml", settings(folder)))
     by_hand(resolve(config, str(folder / "out")), folder / "out")
     return polyray.open(folder / "out")
+
+
+def test_its_report_says_that_the_neurons_are_planted(swept: Dataset) -> None:
+    told = tell(Source(swept.path))
+    assert told.title == "Neurons planted on efficientnet_lite1"
+    assert " planted neurons, " in told.subtitle
+    headline = next(s for s in told.sections if s.slug == "headline")
+    (table,) = [b for b in headline.blocks if isinstance(b, Table)]
+    assert table.caption == "Headline numbers of planted neurons"
+    assert {row[-1] for row in table.rows} == {"–"}
+    assert any(
+        "one half of every class" in fact for b in told.sections[0].blocks if isinstance(b, Facts) for _, fact in b.rows
+    )
 
 
 def test_only_planted_neurons_are_swept(swept: Dataset) -> None:
