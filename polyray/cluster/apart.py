@@ -9,7 +9,10 @@ import multiprocessing
 import os
 import pickle
 import signal
+import threading
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
@@ -52,9 +55,10 @@ def resolved(config: AnyConfig, out: str) -> "Resolved | TextResolved":
     start = multiprocessing.get_context("spawn")
     answer, end = start.Pipe(duplex=False)
     process = start.Process(target=_answer, args=(config, out, end), daemon=True)
-    process.start()
-    end.close()
     try:
+        with _uninterrupted():
+            process.start()
+        end.close()
         found = pickle.loads(answer.recv_bytes())
     except EOFError:
         process.join()
@@ -63,14 +67,34 @@ def resolved(config: AnyConfig, out: str) -> "Resolved | TextResolved":
             "(-9: it was killed, perhaps for a lack of memory). Free some memory, or use a larger machine."
         ) from None
     finally:
-        process.kill()
-        process.join()
+        if process.pid is not None:
+            process.kill()
+            process.join()
         answer.close()
     if isinstance(found, PolyrayError):
         raise found
     if isinstance(found, str):
         raise RuntimeError(found)
     return found
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Signals that end the command wait until the block's end: a process that is half started could not be ended."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    waiting: list[int] = []
+    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, lambda number, _: waiting.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for came in waiting:
+            signal.raise_signal(came)
 
 
 def _answer(config: AnyConfig, out: str, end: Connection) -> None:

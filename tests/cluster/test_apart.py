@@ -60,3 +60,14 @@ def test_an_interrupt_ends_it_as_well(tmp_path: Path) -> None:
     assert not any(Path(f"/proc/{child}").exists() for child in children)
     assert not (tmp_path / "out").exists()
     assert "Traceback" not in run.stderr
+
+
+def test_an_interrupt_waits_while_the_process_is_started() -> None:
+    """One that came between would leave it behind."""
+    before, done = signal.getsignal(signal.SIGINT), False
+    with pytest.raises(KeyboardInterrupt), apart._uninterrupted():
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+        done = True
+    assert done
+    assert signal.getsignal(signal.SIGINT) == before
