@@ -64,10 +64,16 @@ def test_an_interrupt_ends_it_as_well(tmp_path: Path) -> None:
 
 def test_an_interrupt_waits_while_the_process_is_started() -> None:
     """One that came between would leave it behind."""
-    before, done = signal.getsignal(signal.SIGINT), False
-    with pytest.raises(KeyboardInterrupt), apart._uninterrupted():
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(0.01)
-        done = True
+    before = signal.getsignal(signal.SIGINT)
+    done: list[bool] = []
+
+    def start() -> None:
+        with apart._uninterrupted():
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+            done.append(True)
+
+    with pytest.raises(KeyboardInterrupt):
+        start()
     assert done
     assert signal.getsignal(signal.SIGINT) == before
